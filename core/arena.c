@@ -1,0 +1,55 @@
+/* Measured, then allocated once; see arena.h. */
+#include "core/arena.h"
+
+enum { ALIGNMENT = 64 }; /* a cache line, and the widest SIMD vector */
+
+Arena arena_measure(const char *name) {
+    return (Arena){.name = name};
+}
+
+Status arena_allocate(Arena *arena, Backend *be) {
+    CHECK(!arena->base, "arena %s is allocated already", arena->name);
+    void *memory = NULL;
+    Status status = backend_alloc(be, &memory, arena->used, arena->name);
+    if (status.code) return status;
+    *arena = (Arena){.name = arena->name, .backend = be, .base = memory, .size = arena->used};
+    return status;
+}
+
+void arena_free(Arena *arena) {
+    if (arena->base) backend_free(arena->backend, arena->base, arena->size);
+    *arena = (Arena){.name = arena->name};
+}
+
+int64_t arena_bytes(const Arena *arena) {
+    return arena->base ? arena->size : arena->used;
+}
+
+Tensor arena_take(Arena *arena, DType dtype, int ndim, const int64_t *shape) {
+    int64_t bytes = dtype_size(dtype);
+    for (int i = 0; i < ndim; i++) bytes *= shape[i];
+    int64_t padded = (bytes + ALIGNMENT - 1) / ALIGNMENT * ALIGNMENT;
+    char *data = arena->base ? arena->base + arena->used : NULL;
+    arena->used += padded;
+    CHECK(!arena->base || arena->used <= arena->size, "arena %s is laid out larger than it was measured", arena->name);
+    switch (ndim) {
+    case 1:
+        return tensor_1d(data, dtype, shape[0]);
+    case 2:
+        return tensor_2d(data, dtype, shape[0], shape[1]);
+    case 3:
+        return tensor_3d(data, dtype, shape[0], shape[1], shape[2]);
+    default:
+        return tensor_4d(data, dtype, shape[0], shape[1], shape[2], shape[3]);
+    }
+}
+
+Tensor arena_take_1d(Arena *arena, DType dtype, int64_t a) {
+    return arena_take(arena, dtype, 1, (int64_t[]){a});
+}
+Tensor arena_take_2d(Arena *arena, DType dtype, int64_t a, int64_t b) {
+    return arena_take(arena, dtype, 2, (int64_t[]){a, b});
+}
+Tensor arena_take_3d(Arena *arena, DType dtype, int64_t a, int64_t b, int64_t c) {
+    return arena_take(arena, dtype, 3, (int64_t[]){a, b, c});
+}
