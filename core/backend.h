@@ -1,0 +1,216 @@
+/* Backend: where tensors live and who computes on them. A table of function pointers chosen at run time.
+ *
+ * Model, optimizer and probe code calls the op_*() wrappers of core/ops.h, never the slots below. The wrapper checks
+ * shapes and dtypes, times the op, and calls the slot; so an implementation may rely on the contract in ops.h.
+ *
+ *      "ref"   plain loops in host memory; the specification                        ref/
+ *      "cpu"   oneDNN or CBLAS, OpenMP, SIMD; starts from ref's table and overrides cpu/
+ *      "cuda"  kernels and cuBLASLt                                                 cuda/
+ *
+ * Failures of a device are sticky: the first is kept with the op's name, later ops do nothing, backend_sync returns it.
+ * Nothing is allocated by an op: what an op needs beside its arguments comes from `scratch`, reserved once at set-up.
+ */
+#pragma once
+
+#include <stdbool.h>
+#include <stdint.h>
+
+#include "core/status.h"
+#include "core/tensor.h"
+
+typedef struct Backend Backend;
+
+/* One row per op: identifier, slot. The wrapper is op_<slot>. */
+#define OP_LIST(X)                                                                                                     \
+    X(FILL, fill)                                                                                                      \
+    X(COPY, copy)                                                                                                      \
+    X(SCALE, scale)                                                                                                    \
+    X(ADD, add)                                                                                                        \
+    X(MATMUL, matmul)                                                                                                  \
+    X(LINEAR, linear)                                                                                                  \
+    X(LINEAR_GRAD_INPUT, linear_grad_input)                                                                            \
+    X(LINEAR_GRAD_WEIGHT, linear_grad_weight)                                                                          \
+    X(LAYERNORM, layernorm)                                                                                            \
+    X(LAYERNORM_GRAD, layernorm_grad)                                                                                  \
+    X(RMSNORM, rmsnorm)                                                                                                \
+    X(RMSNORM_GRAD, rmsnorm_grad)                                                                                      \
+    X(EMBED, embed)                                                                                                    \
+    X(EMBED_GRAD, embed_grad)                                                                                          \
+    X(ROPE, rope)                                                                                                      \
+    X(ROPE_GRAD, rope_grad)                                                                                            \
+    X(ATTENTION, attention)                                                                                            \
+    X(ATTENTION_GRAD, attention_grad)                                                                                  \
+    X(GELU, gelu)                                                                                                      \
+    X(GELU_GRAD, gelu_grad)                                                                                            \
+    X(SWIGLU, swiglu)                                                                                                  \
+    X(SWIGLU_GRAD, swiglu_grad)                                                                                        \
+    X(CROSS_ENTROPY, cross_entropy)                                                                                    \
+    X(CROSS_ENTROPY_GRAD, cross_entropy_grad)                                                                          \
+    X(SUM, sum)                                                                                                        \
+    X(SUM_SQUARES, sum_squares)                                                                                        \
+    X(ADAMW, adamw)                                                                                                    \
+    X(MOMENTUM, momentum)                                                                                              \
+    X(NORMALIZE, normalize)                                                                                            \
+    X(APPLY_UPDATE, apply_update)
+
+typedef enum {
+#define X(ID, slot) OP_##ID,
+    OP_LIST(X)
+#undef X
+        OP_COUNT
+} OpId;
+
+extern const char *const op_names[OP_COUNT];
+
+/* ---- numbers that ops take -------------------------------------------------------------------------------------- */
+
+typedef struct {
+    float alpha; /* of a·b */
+    float beta;  /* of the addend */
+} MatmulScale;
+
+typedef struct {
+    float scale;   /* of q·k, normally 1/sqrt(head size) */
+    float softcap; /* logits pass through softcap*tanh(logit/softcap); 0 switches it off */
+} AttentionParams;
+
+/* One AdamW step (Loshchilov & Hutter 2019, algorithm 2, decay decoupled from the gradient). */
+typedef struct {
+    float lr, beta1, beta2, eps;
+    float decay;       /* weight decay; 0 for norms and biases */
+    float correction1; /* 1 - beta1^t */
+    float correction2; /* 1 - beta2^t */
+    float grad_scale;  /* global-norm clipping factor */
+} AdamwStep;
+
+typedef enum { MOMENTUM_SUM, MOMENTUM_EMA } MomentumForm;
+
+typedef struct {
+    MomentumForm form;
+    float mu;
+    bool nesterov;
+    float grad_scale;
+} MomentumStep;
+
+/* The largest sizes that ops will be called with: what backend_reserve sizes the scratch memory by. */
+typedef struct {
+    int64_t rows;      /* tokens of a micro-batch (B*T), or rows of any matrix that ops see */
+    int64_t width;     /* longest row of any norm, embedding or linear layer */
+    int64_t vocab;     /* columns of the logits */
+    int64_t batch;     /* B of attention */
+    int64_t context;   /* T of attention */
+    int64_t heads;     /* H of attention */
+    int64_t head_size; /* D of attention */
+} OpLimits;
+
+/* ---- the table -------------------------------------------------------------------------------------------------- */
+
+typedef struct {
+    void (*fill)(Backend *, Tensor x, float value);
+    void (*copy)(Backend *, Tensor dst, Tensor src);
+    void (*scale)(Backend *, Tensor x, float factor);
+    void (*add)(Backend *, Tensor out, Tensor a, Tensor b);
+    void (*matmul)(Backend *, Tensor out, Tensor a, Tensor b, Tensor addend, MatmulScale);
+    void (*linear)(Backend *, Tensor out, Tensor x, Tensor w, Tensor bias);
+    void (*linear_grad_input)(Backend *, Tensor dx, Tensor dout, Tensor w);
+    void (*linear_grad_weight)(Backend *, Tensor dw, Tensor dbias, Tensor dout, Tensor x);
+    void (*layernorm)(Backend *, Tensor out, Tensor mean, Tensor rstd, Tensor x, Tensor w, Tensor bias, float eps);
+    void (*layernorm_grad)(Backend *, Tensor dx, Tensor dw, Tensor dbias, Tensor dout, Tensor x, Tensor mean,
+                           Tensor rstd, Tensor w);
+    void (*rmsnorm)(Backend *, Tensor out, Tensor rstd, Tensor x, Tensor w, float eps);
+    void (*rmsnorm_grad)(Backend *, Tensor dx, Tensor dw, Tensor dout, Tensor x, Tensor rstd, Tensor w);
+    void (*embed)(Backend *, Tensor out, Tensor tokens, Tensor wte, Tensor wpe);
+    void (*embed_grad)(Backend *, Tensor dwte, Tensor dwpe, Tensor dout, Tensor tokens);
+    void (*rope)(Backend *, Tensor x, Tensor table);
+    void (*rope_grad)(Backend *, Tensor dx, Tensor table);
+    void (*attention)(Backend *, Tensor out, Tensor lse, Tensor max_logit, Tensor max_abs, Tensor q, Tensor k, Tensor v,
+                      AttentionParams);
+    void (*attention_grad)(Backend *, Tensor dq, Tensor dk, Tensor dv, Tensor dout, Tensor out, Tensor lse, Tensor q,
+                           Tensor k, Tensor v, AttentionParams);
+    void (*gelu)(Backend *, Tensor out, Tensor x);
+    void (*gelu_grad)(Backend *, Tensor dx, Tensor dout, Tensor x);
+    void (*swiglu)(Backend *, Tensor out, Tensor x);
+    void (*swiglu_grad)(Backend *, Tensor dx, Tensor dout, Tensor x);
+    void (*cross_entropy)(Backend *, Tensor loss, Tensor logits, Tensor targets);
+    void (*cross_entropy_grad)(Backend *, Tensor loss, Tensor logits, Tensor targets, float scale);
+    void (*sum)(Backend *, Tensor total, Tensor x);
+    void (*sum_squares)(Backend *, Tensor total, Tensor x);
+    void (*adamw)(Backend *, Tensor w, Tensor w_copy, Tensor m, Tensor v, Tensor g, AdamwStep);
+    void (*momentum)(Backend *, Tensor u, Tensor m, Tensor g, MomentumStep);
+    void (*normalize)(Backend *, Tensor out, Tensor x, float eps);
+    void (*apply_update)(Backend *, Tensor w, Tensor w_copy, Tensor update, float keep, float step);
+
+    /* Memory: zeroed, 64-byte aligned; NULL if there is none. */
+    void *(*alloc)(Backend *, int64_t bytes);
+    void (*free)(Backend *, void *memory, int64_t bytes);
+    void (*to_host)(Backend *, void *host, Tensor src);         /* src contiguous; waits */
+    void (*from_host)(Backend *, Tensor dst, const void *host); /* dst contiguous; host may be reused on return */
+    Status (*sync)(Backend *);
+    int64_t (*scratch_bytes)(const Backend *, const OpLimits *);
+    void (*close)(Backend *);
+} BackendOps;
+
+typedef struct {
+    int64_t calls;
+    double seconds;
+} OpTimer;
+
+struct Backend {
+    const char *name;
+    char description[160]; /* "oneDNN 2.6 (avx512_core_bf16), 2 threads" */
+    DType compute_dtype;   /* of activations and working weights: DTYPE_F32 or DTYPE_BF16 */
+    bool host_memory;      /* tensors can be read through their pointer after backend_sync */
+    int threads;
+    BackendOps ops;
+    void *state; /* of the implementation */
+    void *scratch;
+    int64_t scratch_bytes;
+
+    Status failure; /* sticky */
+    const char *failed_op;
+
+    bool profile;  /* time every op, syncing after each */
+    bool scan_nan; /* after every op, fail if an output holds a NaN and name the op (slow) */
+    OpId fault_op; /* test aid: after `fault_countdown` more calls of this op its first output element becomes NaN; */
+    int64_t fault_countdown; /* < 0: off */
+    OpTimer timers[OP_COUNT];
+};
+
+/* ---- life ------------------------------------------------------------------------------------------------------- */
+
+typedef struct {
+    const char *device;    /* "auto", "ref", "cpu", "cuda" */
+    const char *precision; /* "auto", "fp32", "bf16" */
+    int threads;           /* 0: all cores that this process may use */
+} BackendRequest;
+
+/* Opens the backend that `request` names; "auto" takes the fastest that works and puts into `note` (size bytes) why it
+ * passed over a faster one, or "". Precision "auto" is bf16 where the processor multiplies bf16 natively, else fp32. */
+Status backend_open(Backend *be, BackendRequest request, char *note, int64_t size);
+void backend_close(Backend *be);
+
+/* Scratch for ops up to these sizes; call once, before the first op. */
+int64_t backend_scratch_bytes(const Backend *be, OpLimits limits);
+Status backend_reserve(Backend *be, OpLimits limits);
+
+Status backend_alloc(Backend *be, void **memory, int64_t bytes, const char *purpose);
+void backend_free(Backend *be, void *memory, int64_t bytes);
+void backend_to_host(Backend *be, void *host, Tensor src);
+void backend_from_host(Backend *be, Tensor dst, const void *host);
+void backend_fail(Backend *be, const char *op, Status failure); /* keeps the first */
+Status backend_sync(Backend *be);
+
+/* The rate of a large square matrix product in the backend's precision, in FLOP/s, measured now (about 0.1 s): the
+ * ceiling that `mfu` is a fraction of. */
+double backend_measure_peak(Backend *be);
+
+/* Prints calls, seconds and share of every op that ran, slowest first. */
+void backend_print_profile(const Backend *be);
+
+/* ---- implementations: each fills the table, or says in Status why it cannot -------------------------------------- */
+
+void ref_fill_ops(BackendOps *ops); /* every slot */
+Status ref_backend_open(Backend *be, BackendRequest request);
+Status cpu_backend_open(Backend *be, BackendRequest request);
+Status cuda_backend_open(Backend *be, BackendRequest request);
+extern const bool cuda_is_built; /* false with cuda/none.c: then "auto" passes over cuda without a word */

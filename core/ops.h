@@ -1,0 +1,146 @@
+/* The ops: all arithmetic on tensors that model, optimizer and probe code does. This header is the contract.
+ *
+ * Outputs come first, then inputs, then numbers. "=" means the output is written, "+=" that it is accumulated into.
+ *
+ *      T*   activation dtype: f32, or bf16 in bf16 mode. All T* arguments of one call have the same dtype.
+ *      f32  always fp32: statistics, vectors (norm weights, biases) and their gradients, weight gradients, losses,
+ *           optimizer state, master weights.
+ *
+ * Arithmetic is done in fp32 or better whatever the storage. Tensors are contiguous unless marked `strided`: any
+ * strides whose last one is 1. Optional arguments are marked [x]: tensor_none() leaves them out. NaN in gives NaN out.
+ * Letters: B batch, T context, N = B*T tokens, C width, H heads, K key/value heads, D head size, F mlp width, V
+ * vocabulary.
+ */
+#pragma once
+
+#include "core/backend.h"
+
+/* ---- moving ----------------------------------------------------------------------------------------------------- */
+
+/* x = value.   x strided, T* or f32. */
+void op_fill(Backend *be, Tensor x, float value);
+
+/* dst = src, converting the dtype.   Same shape, both strided. */
+void op_copy(Backend *be, Tensor dst, Tensor src);
+
+/* x *= factor.   x strided. */
+void op_scale(Backend *be, Tensor x, float factor);
+
+/* out = a + b.   Same shape and dtype; out may be a or b. */
+void op_add(Backend *be, Tensor out, Tensor a, Tensor b);
+
+/* ---- matrix products -------------------------------------------------------------------------------------------- */
+
+/* out = alpha a·b + beta addend.   a (..,n,k), b (..,k,m), out and [addend] (..,n,m), with 0 to 2 equal batch
+ * dimensions. a and b may be transposed views: their last or their last but one stride is 1. out and addend: last
+ * stride 1; out may be addend, and may not overlap a or b. a and b share one dtype; out and addend share one dtype,
+ * which may be f32 when a and b are bf16. Accumulates in fp32. */
+void op_matmul(Backend *be, Tensor out, Tensor a, Tensor b, Tensor addend, MatmulScale s);
+
+/* out = x wᵀ + bias.   x (N,I) T*, w (O,I) T* strided, [bias] (O) f32, out (N,O) T*. */
+void op_linear(Backend *be, Tensor out, Tensor x, Tensor w, Tensor bias);
+
+/* dx = dout w.   dout (N,O) T*, w (O,I) T*, dx (N,I) T*. */
+void op_linear_grad_input(Backend *be, Tensor dx, Tensor dout, Tensor w);
+
+/* dw += doutᵀ x, dbias += sum over N of dout.   dw (O,I) f32, [dbias] (O) f32, dout (N,O) T*, x (N,I) T*. */
+void op_linear_grad_weight(Backend *be, Tensor dw, Tensor dbias, Tensor dout, Tensor x);
+
+/* ---- norms ------------------------------------------------------------------------------------------------------ */
+
+/* out = (x - mean) rstd w + bias, rstd = 1/sqrt(var + eps), over the last dimension (Ba et al. 2016).
+ * x, out (N,C) T*; w, [bias] (C) f32; mean, rstd = (N) f32. */
+void op_layernorm(Backend *be, Tensor out, Tensor mean, Tensor rstd, Tensor x, Tensor w, Tensor bias, float eps);
+
+/* dx += , dw +=, dbias +=.   dx, dout, x (N,C) T*; dw, [dbias], w (C) f32. dx accumulates because the residual stream's
+ * gradient is already there. */
+void op_layernorm_grad(Backend *be, Tensor dx, Tensor dw, Tensor dbias, Tensor dout, Tensor x, Tensor mean, Tensor rstd,
+                       Tensor w);
+
+/* out = x rstd w, rstd = 1/sqrt(mean(x²) + eps), over the last dimension (Zhang & Sennrich 2019).
+ * x, out (N,C) or (N,H,C) T* strided (the 3-d form normalizes each head by itself); w (C) f32; rstd = (N) or (N,H) f32.
+ */
+void op_rmsnorm(Backend *be, Tensor out, Tensor rstd, Tensor x, Tensor w, float eps);
+
+/* dx +=, dw +=.   Shapes as in op_rmsnorm; dx, dout, x strided. */
+void op_rmsnorm_grad(Backend *be, Tensor dx, Tensor dw, Tensor dout, Tensor x, Tensor rstd, Tensor w);
+
+/* ---- embedding and position ------------------------------------------------------------------------------------- */
+
+/* out[n] = wte[tokens[n]] + wpe[n mod T].   tokens (B,T) i32 in [0,V), wte (V,C) T*, [wpe] (>=T,C) T*, out (B*T,C) T*.
+ */
+void op_embed(Backend *be, Tensor out, Tensor tokens, Tensor wte, Tensor wpe);
+
+/* dwte +=, dwpe +=, each in the fixed order of n.   dwte (V,C) f32, [dwpe] (>=T,C) f32, dout (B*T,C) T*. */
+void op_embed_grad(Backend *be, Tensor dwte, Tensor dwpe, Tensor dout, Tensor tokens);
+
+/* Rotary embedding in place (Su et al. 2021), halves split as in Llama: for i < D/2, with c,s = table[t][i],
+ * table[t][D/2+i] x[i], x[i+D/2] = x[i] c - x[i+D/2] s,  x[i+D/2] c + x[i] s. x (B,T,H,D) T* strided, D even; table
+ * (>=T,D) f32: cosines, then sines. */
+void op_rope(Backend *be, Tensor x, Tensor table);
+
+/* The transpose of op_rope: rotates dx back. */
+void op_rope_grad(Backend *be, Tensor dx, Tensor table);
+
+/* ---- attention -------------------------------------------------------------------------------------------------- */
+
+/* Causal softmax attention with MaxLogit on its way. s_ij = scale q_i·k_j for j <= i; p = softmax_j(cap(s)); out_i =
+ * sum p_ij v_j. lse_i = log sum_j exp(cap(s_ij))                          (=) max_logit[h] = max(max_logit[h], max_ij
+ * s_ij)             (running maximum, signed, before softcap) max_abs[h]   = max(max_abs[h], max_ij |s_ij|) (both: a
+ * NaN logit makes them NaN, and they stay NaN) q (B,T,H,D), k (B,T,K,D), v (B,T,K,E), out (B,T,H,E): T*, strided; query
+ * head h reads key head h / (H/K). lse (B,H,T) f32; max_logit, max_abs (H) f32. Never stores T x T for more than a tile
+ * per thread. */
+void op_attention(Backend *be, Tensor out, Tensor lse, Tensor max_logit, Tensor max_abs, Tensor q, Tensor k, Tensor v,
+                  AttentionParams p);
+
+/* dq =, dk =, dv =.   Shapes as in op_attention, all strided; out and lse are the forward's. */
+void op_attention_grad(Backend *be, Tensor dq, Tensor dk, Tensor dv, Tensor dout, Tensor out, Tensor lse, Tensor q,
+                       Tensor k, Tensor v, AttentionParams p);
+
+/* ---- mlp -------------------------------------------------------------------------------------------------------- */
+
+/* out = 0.5 x (1 + tanh(sqrt(2/pi) (x + 0.044715 x³))) (Hendrycks & Gimpel 2016; "gelu_new").   x, out (N,F) T*. */
+void op_gelu(Backend *be, Tensor out, Tensor x);
+
+/* dx = dout gelu'(x).   dx may be dout. */
+void op_gelu_grad(Backend *be, Tensor dx, Tensor dout, Tensor x);
+
+/* out = silu(gate) up with x = [gate | up] (Shazeer 2020).   x (N,2F) T*, out (N,F) T*. */
+void op_swiglu(Backend *be, Tensor out, Tensor x);
+
+/* dx =.   dout (N,F) T*, x and dx (N,2F) T*; dx may be x. */
+void op_swiglu_grad(Backend *be, Tensor dx, Tensor dout, Tensor x);
+
+/* ---- loss ------------------------------------------------------------------------------------------------------- */
+
+/* loss[n] = log sum_v exp(logits[n][v]) - logits[n][targets[n]], in nats; 0 where targets[n] < 0 (ignored).
+ * logits (N,V) T*, targets (N) i32 < V, loss (N) f32. */
+void op_cross_entropy(Backend *be, Tensor loss, Tensor logits, Tensor targets);
+
+/* The same, and logits = scale (softmax(logits) - onehot(target)), in place; 0 in ignored rows. */
+void op_cross_entropy_grad(Backend *be, Tensor loss, Tensor logits, Tensor targets, float scale);
+
+/* total[0] += sum x.   total (1) f32; x strided, f32 or bf16. Accumulates in fp64, in a fixed order. */
+void op_sum(Backend *be, Tensor total, Tensor x);
+
+/* total[0] += sum x².   As op_sum. */
+void op_sum_squares(Backend *be, Tensor total, Tensor x);
+
+/* ---- optimizers ------------------------------------------------------------------------------------------------- */
+
+/* g' = grad_scale g;  m = beta1 m + (1-beta1) g';  v = beta2 v + (1-beta2) g'²;
+ * w = (1 - lr decay) w - lr (m/correction1) / (sqrt(v/correction2) + eps);  w_copy = w (rounded).
+ * w, m, v, g f32, [w_copy] f32 or bf16: same shape, all strided. */
+void op_adamw(Backend *be, Tensor w, Tensor w_copy, Tensor m, Tensor v, Tensor g, AdamwStep s);
+
+/* With g' = grad_scale g:   sum: m = mu m + g',          u = g' + mu m         (nesterov)  or  u = m
+ *                           ema: m = mu m + (1-mu) g',   u = (1-mu) g' + mu m  (nesterov)  or  u = m
+ * u f32 or bf16, m and g f32: same shape, all strided. */
+void op_momentum(Backend *be, Tensor u, Tensor m, Tensor g, MomentumStep s);
+
+/* For each matrix of the batch: out = x / (‖x‖_F + eps).   x, out (..,n,m), f32 or bf16, strided; out may be x. */
+void op_normalize(Backend *be, Tensor out, Tensor x, float eps);
+
+/* w = keep w - step update;  w_copy = w (rounded).   w f32, [w_copy] and update f32 or bf16: same shape, all strided.
+ */
+void op_apply_update(Backend *be, Tensor w, Tensor w_copy, Tensor update, float keep, float step);

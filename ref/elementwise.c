@@ -1,0 +1,85 @@
+/* Moving, adding and the mlp's nonlinearities. Every loop reads an element before it writes the same one, so that an
+ * output may be an input. */
+#include <math.h>
+
+#include "ref/ref.h"
+
+static void ref_fill(Backend *be, Tensor x, float value) {
+    (void)be;
+    for (int64_t i = 0; i < tensor_numel(x); i++) set_flat(x, i, (double)value);
+}
+
+static void ref_copy(Backend *be, Tensor dst, Tensor src) {
+    (void)be;
+    for (int64_t i = 0; i < tensor_numel(dst); i++) set_flat(dst, i, get_flat(src, i));
+}
+
+static void ref_scale(Backend *be, Tensor x, float factor) {
+    (void)be;
+    for (int64_t i = 0; i < tensor_numel(x); i++) set_flat(x, i, (double)factor * get_flat(x, i));
+}
+
+static void ref_add(Backend *be, Tensor out, Tensor a, Tensor b) {
+    (void)be;
+    for (int64_t i = 0; i < tensor_numel(out); i++) set_flat(out, i, get_flat(a, i) + get_flat(b, i));
+}
+
+/* ---- gelu: 0.5 x (1 + tanh u), u = sqrt(2/pi) (x + 0.044715 x³) ---------------------------------------------------
+ */
+
+static const double sqrt_2_over_pi = 0.79788456080286535588;
+
+static void ref_gelu(Backend *be, Tensor out, Tensor x) {
+    (void)be;
+    for (int64_t i = 0; i < tensor_numel(x); i++) {
+        double z = get_flat(x, i), u = sqrt_2_over_pi * (z + 0.044715 * z * z * z);
+        set_flat(out, i, 0.5 * z * (1 + tanh(u)));
+    }
+}
+
+static void ref_gelu_grad(Backend *be, Tensor dx, Tensor dout, Tensor x) {
+    (void)be;
+    for (int64_t i = 0; i < tensor_numel(x); i++) {
+        double z = get_flat(x, i), t = tanh(sqrt_2_over_pi * (z + 0.044715 * z * z * z));
+        double du = sqrt_2_over_pi * (1 + 3 * 0.044715 * z * z);
+        set_flat(dx, i, get_flat(dout, i) * (0.5 * (1 + t) + 0.5 * z * (1 - t * t) * du));
+    }
+}
+
+/* ---- swiglu: silu(gate) up, silu(z) = z sigmoid(z) --------------------------------------------------------------- */
+
+static double sigmoid(double z) {
+    return 1 / (1 + exp(-z));
+}
+
+static void ref_swiglu(Backend *be, Tensor out, Tensor x) {
+    (void)be;
+    int64_t F = out.shape[1];
+    for (int64_t n = 0; n < out.shape[0]; n++)
+        for (int64_t f = 0; f < F; f++) {
+            double gate = get2(x, n, f), up = get2(x, n, F + f);
+            set2(out, n, f, gate * sigmoid(gate) * up);
+        }
+}
+
+static void ref_swiglu_grad(Backend *be, Tensor dx, Tensor dout, Tensor x) {
+    (void)be;
+    int64_t F = dout.shape[1];
+    for (int64_t n = 0; n < dout.shape[0]; n++)
+        for (int64_t f = 0; f < F; f++) {
+            double gate = get2(x, n, f), up = get2(x, n, F + f), d = get2(dout, n, f), s = sigmoid(gate);
+            set2(dx, n, f, d * up * s * (1 + gate * (1 - s)));
+            set2(dx, n, F + f, d * gate * s);
+        }
+}
+
+void ref_fill_elementwise(BackendOps *ops) {
+    ops->fill = ref_fill;
+    ops->copy = ref_copy;
+    ops->scale = ref_scale;
+    ops->add = ref_add;
+    ops->gelu = ref_gelu;
+    ops->gelu_grad = ref_gelu_grad;
+    ops->swiglu = ref_swiglu;
+    ops->swiglu_grad = ref_swiglu_grad;
+}

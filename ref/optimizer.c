@@ -1,0 +1,63 @@
+/* Optimizer steps, element by element; normalize works on whole matrices. */
+#include <math.h>
+
+#include "ref/ref.h"
+
+/* w[i] = value; w_copy[i] = w[i], rounded from the stored w, as every reader of w would round it. */
+static void set_weight(Tensor w, Tensor w_copy, int64_t i, double value) {
+    set_flat(w, i, value);
+    if (tensor_present(w_copy)) set_flat(w_copy, i, get_flat(w, i));
+}
+
+static void ref_adamw(Backend *be, Tensor w, Tensor w_copy, Tensor m, Tensor v, Tensor g, AdamwStep s) {
+    (void)be;
+    double beta1 = (double)s.beta1, beta2 = (double)s.beta2, lr = (double)s.lr;
+    for (int64_t i = 0; i < tensor_numel(w); i++) {
+        double grad = (double)s.grad_scale * get_flat(g, i);
+        double m_new = beta1 * get_flat(m, i) + (1 - beta1) * grad;
+        double v_new = beta2 * get_flat(v, i) + (1 - beta2) * grad * grad;
+        double update = m_new / (double)s.correction1 / (sqrt(v_new / (double)s.correction2) + (double)s.eps);
+        set_flat(m, i, m_new);
+        set_flat(v, i, v_new);
+        set_weight(w, w_copy, i, (1 - lr * (double)s.decay) * get_flat(w, i) - lr * update);
+    }
+}
+
+static void ref_momentum(Backend *be, Tensor u, Tensor m, Tensor g, MomentumStep s) {
+    (void)be;
+    double mu = (double)s.mu, weight = s.form == MOMENTUM_EMA ? 1 - mu : 1;
+    for (int64_t i = 0; i < tensor_numel(m); i++) {
+        double grad = weight * (double)s.grad_scale * get_flat(g, i);
+        double m_new = mu * get_flat(m, i) + grad;
+        set_flat(m, i, m_new);
+        set_flat(u, i, s.nesterov ? grad + mu * m_new : m_new);
+    }
+}
+
+static void normalize_matrix(Tensor out, Tensor x, double eps) {
+    double squares = 0;
+    for (int64_t i = 0; i < tensor_numel(x); i++) squares += pow(get_flat(x, i), 2);
+    double divisor = sqrt(squares) + eps;
+    for (int64_t i = 0; i < tensor_numel(x); i++) set_flat(out, i, get_flat(x, i) / divisor);
+}
+
+static void ref_normalize(Backend *be, Tensor out, Tensor x, float eps) {
+    (void)be;
+    out = tensor_pad_4d(out), x = tensor_pad_4d(x);
+    for (int64_t p = 0; p < x.shape[0]; p++)
+        for (int64_t q = 0; q < x.shape[1]; q++)
+            normalize_matrix(tensor_index(tensor_index(out, p), q), tensor_index(tensor_index(x, p), q), (double)eps);
+}
+
+static void ref_apply_update(Backend *be, Tensor w, Tensor w_copy, Tensor update, float keep, float step) {
+    (void)be;
+    for (int64_t i = 0; i < tensor_numel(w); i++)
+        set_weight(w, w_copy, i, (double)keep * get_flat(w, i) - (double)step * get_flat(update, i));
+}
+
+void ref_fill_optimizer(BackendOps *ops) {
+    ops->adamw = ref_adamw;
+    ops->momentum = ref_momentum;
+    ops->normalize = ref_normalize;
+    ops->apply_update = ref_apply_update;
+}

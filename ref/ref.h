@@ -1,0 +1,108 @@
+/* Backend "ref": every op as plain loops over plain element access. It is the specification: the other backends are
+ * tested against it, so it is written to be read, not to be fast. Sums and formulas are evaluated in double; a result
+ * is rounded once, when it is stored.
+ *
+ * An element is named by its indices, whatever the strides and the dtype:
+ *
+ *      get2(x, n, c)              x[n][c]
+ *      set2(x, n, c, value)       x[n][c] = value
+ *      add2(x, n, c, value)       x[n][c] += value
+ *      get_flat(x, i)             the i-th element in row-major order, for elementwise loops over any shape
+ */
+#pragma once
+
+#include "core/backend.h"
+
+static inline double ref_load(Tensor t, int64_t offset) {
+    switch (t.dtype) {
+    case DTYPE_F32:
+        return (double)((const float *)t.data)[offset];
+    case DTYPE_BF16:
+        return (double)bf16_to_f32(((const bf16 *)t.data)[offset]);
+    default:
+        return ((const int32_t *)t.data)[offset];
+    }
+}
+
+static inline void ref_store(Tensor t, int64_t offset, double value) {
+    switch (t.dtype) {
+    case DTYPE_F32:
+        ((float *)t.data)[offset] = (float)value;
+        break;
+    case DTYPE_BF16:
+        ((bf16 *)t.data)[offset] = bf16_from_f32((float)value);
+        break;
+    default:
+        ((int32_t *)t.data)[offset] = (int32_t)value;
+    }
+}
+
+static inline int64_t at1(Tensor t, int64_t i) {
+    return i * t.stride[0];
+}
+static inline int64_t at2(Tensor t, int64_t i, int64_t j) {
+    return i * t.stride[0] + j * t.stride[1];
+}
+static inline int64_t at3(Tensor t, int64_t i, int64_t j, int64_t k) {
+    return i * t.stride[0] + j * t.stride[1] + k * t.stride[2];
+}
+static inline int64_t at4(Tensor t, int64_t i, int64_t j, int64_t k, int64_t l) {
+    return i * t.stride[0] + j * t.stride[1] + k * t.stride[2] + l * t.stride[3];
+}
+
+static inline double get1(Tensor t, int64_t i) {
+    return ref_load(t, at1(t, i));
+}
+static inline double get2(Tensor t, int64_t i, int64_t j) {
+    return ref_load(t, at2(t, i, j));
+}
+static inline double get4(Tensor t, int64_t i, int64_t j, int64_t k, int64_t l) {
+    return ref_load(t, at4(t, i, j, k, l));
+}
+
+static inline void set1(Tensor t, int64_t i, double value) {
+    ref_store(t, at1(t, i), value);
+}
+static inline void set2(Tensor t, int64_t i, int64_t j, double value) {
+    ref_store(t, at2(t, i, j), value);
+}
+static inline void set3(Tensor t, int64_t i, int64_t j, int64_t k, double value) {
+    ref_store(t, at3(t, i, j, k), value);
+}
+static inline void set4(Tensor t, int64_t i, int64_t j, int64_t k, int64_t l, double value) {
+    ref_store(t, at4(t, i, j, k, l), value);
+}
+
+static inline void add1(Tensor t, int64_t i, double value) {
+    set1(t, i, get1(t, i) + value);
+}
+static inline void add2(Tensor t, int64_t i, int64_t j, double value) {
+    set2(t, i, j, get2(t, i, j) + value);
+}
+static inline void add4(Tensor t, int64_t i, int64_t j, int64_t k, int64_t l, double value) {
+    set4(t, i, j, k, l, get4(t, i, j, k, l) + value);
+}
+
+static inline int64_t at_flat(Tensor t, int64_t i) {
+    int64_t offset = 0;
+    for (int dim = t.ndim - 1; dim >= 0; dim--) {
+        offset += i % t.shape[dim] * t.stride[dim];
+        i /= t.shape[dim];
+    }
+    return offset;
+}
+static inline double get_flat(Tensor t, int64_t i) {
+    return ref_load(t, at_flat(t, i));
+}
+static inline void set_flat(Tensor t, int64_t i, double value) {
+    ref_store(t, at_flat(t, i), value);
+}
+
+/* The ops of one file each; ref_fill_ops calls them all. */
+void ref_fill_elementwise(BackendOps *ops);
+void ref_fill_linear(BackendOps *ops);
+void ref_fill_norm(BackendOps *ops);
+void ref_fill_embedding(BackendOps *ops);
+void ref_fill_attention(BackendOps *ops);
+void ref_fill_loss(BackendOps *ops);
+void ref_fill_optimizer(BackendOps *ops);

@@ -1,0 +1,536 @@
+/* Every op on every backend against the same op on `ref`, over odd shapes, strided views, both dtypes, with and without
+ * optional arguments; and that a NaN in the input is still seen in the output.
+ *
+ * A trial runs on both backends with the same inputs. Gradients get statistics (mean, rstd, lse, out) that are random
+ * too: the formulas hold for any, and so no forward's rounding is mixed in.
+ *
+ * To put another backend under test, add its name to `devices`. One that does not open is skipped, except "cpu".
+ */
+#include "tests/support.h"
+
+#include <math.h>
+#include <stdio.h>
+#include <stdlib.h>
+
+#include "core/ops.h"
+
+static const char *const devices[] = {"cpu"};
+
+/* Large enough for every shape below. */
+static const OpLimits limits = {
+    .rows = 150, .width = 300, .vocab = 300, .batch = 2, .context = 140, .heads = 6, .head_size = 64};
+
+/* ---- two backends side by side ---------------------------------------------------------------------------------- */
+
+enum { MAX_OUTPUTS = 4 };
+
+typedef struct {
+    Backend be;
+    int output_count;
+    Tensor outputs[MAX_OUTPUTS];
+} Side;
+
+static struct {
+    const char *device;
+    Side ref[2], device_under_test[2]; /* by dtype: DTYPE_F32, DTYPE_BF16 */
+} sides;
+
+typedef struct {
+    int64_t n, i, o;          /* rows, columns in, columns out */
+    int64_t b, t, h, k, d, e; /* attention and rope: batch, context, heads, key heads, head sizes */
+    float softcap;
+    DType dtype;   /* of activations */
+    bool strided;  /* where the contract allows it */
+    bool optional; /* pass the optional arguments */
+    bool poison;   /* the first input holds a NaN */
+    int variant;   /* of the op: what it means is up to the op */
+} Trial;
+
+typedef void (*Run)(Side *, const Trial *);
+
+static Tensor input(Side *s, const Trial *t, DType dtype, Shape shape, uint64_t seed) {
+    return t->strided ? test_random_strided(&s->be, dtype, shape, seed) : test_random(&s->be, dtype, shape, seed);
+}
+
+/* The input that poison goes into, in its middle. */
+static Tensor poisoned(Side *s, const Trial *t, Tensor x) {
+    if (t->poison) test_set(&s->be, x, tensor_numel(x) / 2, (double)NAN);
+    return x;
+}
+
+/* Random before the op: "=" has to overwrite and "+=" to add to the same values on both sides. */
+static Tensor output(Side *s, Tensor t) {
+    s->outputs[s->output_count++] = t;
+    return t;
+}
+
+/* fp32: a backend may sum up to 300 products of size 1 in fp32 and in another order, 300 * 6e-8; and its exp and tanh
+ * may be polynomials of about 1e-6. bf16: the two fp32 results may lie on either side of a rounding boundary, which is
+ * one unit in the last place, 2^-7 of the value. */
+static Tolerance tolerance_of(DType dtype) {
+    return (Tolerance){.absolute = 2e-5, .relative = dtype == DTYPE_BF16 ? 1.0 / 128 : 2e-5};
+}
+
+static void assert_nans_survive(const char *what, const double *got, const double *expected, int64_t count) {
+    for (int64_t i = 0; i < count; i++)
+        if (isnan(expected[i]) && !isnan(got[i]))
+            fail_msg("%s: element %lld is %g, expected NaN", what, (long long)i, got[i]);
+}
+
+static void compare(const char *op, Run run, Trial t) {
+    Side *ref = &sides.ref[t.dtype], *side = &sides.device_under_test[t.dtype];
+    ref->output_count = side->output_count = 0;
+    run(ref, &t);
+    run(side, &t);
+    assert_ok(backend_sync(&side->be));
+    for (int i = 0; i < ref->output_count; i++) {
+        char what[200], shape[64];
+        Tensor got = side->outputs[i], expected = ref->outputs[i];
+        snprintf(what, sizeof what, "%s on %s, output %d %s%s%s%s%s, variant %d", op, sides.device, i,
+                 tensor_describe(got, shape, sizeof shape), t.dtype == DTYPE_BF16 ? " from bf16" : "",
+                 t.strided ? " strided" : "", t.optional ? " with options" : "", t.poison ? " poisoned" : "",
+                 t.variant);
+        const double *a = test_read(&side->be, got), *b = test_read(&ref->be, expected);
+        if (t.poison)
+            assert_nans_survive(what, a, b, tensor_numel(got));
+        else
+            assert_close(what, a, b, tensor_numel(got), tolerance_of(got.dtype));
+    }
+    test_release(&ref->be);
+    test_release(&side->be);
+}
+
+/* All combinations of the flags, but a NaN only once for each dtype. */
+static void compare_flags(const char *op, Run run, Trial t) {
+    for (int flags = 0; flags < 16; flags++) {
+        t.dtype = flags & 1 ? DTYPE_BF16 : DTYPE_F32;
+        t.strided = flags & 2;
+        t.optional = flags & 4;
+        t.poison = flags & 8;
+        if (!t.poison || (t.strided && t.optional)) compare(op, run, t);
+    }
+}
+
+/* One row, one column, less than a SIMD vector, no multiple of one, several tiles. */
+static const Trial matrices[] = {
+    {.n = 1, .i = 1, .o = 1},   {.n = 1, .i = 100, .o = 7},  {.n = 7, .i = 1, .o = 33},
+    {.n = 5, .i = 7, .o = 100}, {.n = 33, .i = 33, .o = 33}, {.n = 70, .i = 257, .o = 40},
+};
+enum { MATRICES = sizeof matrices / sizeof matrices[0] };
+
+static void compare_matrices(const char *op, Run run, int variants) {
+    for (int m = 0; m < MATRICES; m++)
+        for (int variant = 0; variant < variants; variant++) {
+            Trial t = matrices[m];
+            t.variant = variant;
+            compare_flags(op, run, t);
+        }
+}
+
+/* ---- moving ----------------------------------------------------------------------------------------------------- */
+
+static void run_fill(Side *s, const Trial *t) {
+    op_fill(&s->be, output(s, input(s, t, t->dtype, shape3(t->n, 2, t->i), 1)), 0.3f);
+}
+
+static void run_copy(Side *s, const Trial *t) {
+    DType to = t->variant ? DTYPE_F32 : DTYPE_BF16;
+    Tensor dst = output(s, input(s, t, to, shape3(2, t->n, t->i), 1));
+    op_copy(&s->be, dst, poisoned(s, t, input(s, t, t->dtype, shape3(2, t->n, t->i), 2)));
+}
+
+static void run_scale(Side *s, const Trial *t) {
+    op_scale(&s->be, output(s, poisoned(s, t, input(s, t, t->dtype, shape2(t->n, t->i), 1))), -1.7f);
+}
+
+static void run_add(Side *s, const Trial *t) {
+    Tensor a = poisoned(s, t, test_random(&s->be, t->dtype, shape2(t->n, t->i), 1));
+    Tensor b = test_random(&s->be, t->dtype, shape2(t->n, t->i), 2);
+    Tensor other = test_random(&s->be, t->dtype, shape2(t->n, t->i), 3);
+    op_add(&s->be, output(s, t->variant == 0 ? other : t->variant == 1 ? a : b), a, b);
+}
+
+static void run_sums(Side *s, const Trial *t) {
+    Tensor x = poisoned(s, t, input(s, t, t->dtype, shape2(t->n, t->i), 1));
+    op_sum(&s->be, output(s, test_random(&s->be, DTYPE_F32, shape1(1), 2)), x);
+    op_sum_squares(&s->be, output(s, test_random(&s->be, DTYPE_F32, shape1(1), 3)), x);
+}
+
+static void moving_ops_match_ref(void **state) {
+    (void)state;
+    compare_matrices("fill", run_fill, 1);
+    compare_matrices("copy", run_copy, 2);
+    compare_matrices("scale", run_scale, 1);
+    compare_matrices("add", run_add, 3);
+    compare_matrices("sum", run_sums, 1);
+}
+
+/* ---- matrix products -------------------------------------------------------------------------------------------- */
+
+/* Variants: 1 transposes a, 2 transposes b, 4 gives an f32 result, 8 writes over the addend. Two matrices in a batch.
+ */
+static void run_matmul(Side *s, const Trial *t) {
+    int64_t N = t->n, K = t->i, M = t->o;
+    DType to = t->variant & 4 ? DTYPE_F32 : t->dtype;
+    Tensor a = t->variant & 1 ? tensor_transpose(input(s, t, t->dtype, shape3(2, K, N), 1))
+                              : input(s, t, t->dtype, shape3(2, N, K), 1);
+    Tensor b = t->variant & 2 ? tensor_transpose(input(s, t, t->dtype, shape3(2, M, K), 2))
+                              : input(s, t, t->dtype, shape3(2, K, M), 2);
+    Tensor addend = input(s, t, to, shape3(2, N, M), 3);
+    Tensor out = t->variant & 8 ? addend : input(s, t, to, shape3(2, N, M), 4);
+    if (!t->optional && !(t->variant & 8)) addend = tensor_none();
+    op_matmul(&s->be, output(s, out), poisoned(s, t, a), b, addend, (MatmulScale){.alpha = 0.7f, .beta = -1.3f});
+}
+
+static void run_matmul_2d(Side *s, const Trial *t) {
+    Tensor a = poisoned(s, t, input(s, t, t->dtype, shape2(t->n, t->i), 1));
+    Tensor b = tensor_transpose(input(s, t, t->dtype, shape2(t->o, t->i), 2));
+    op_matmul(&s->be, output(s, input(s, t, t->dtype, shape2(t->n, t->o), 3)), a, b, tensor_none(),
+              (MatmulScale){.alpha = 1, .beta = 0});
+}
+
+/* x xᵀ, as Newton-Schulz needs it, over two batch dimensions. */
+static void run_matmul_gram(Side *s, const Trial *t) {
+    Tensor x = poisoned(s, t, input(s, t, t->dtype, shape4(2, 3, t->n, t->i), 1));
+    op_matmul(&s->be, output(s, input(s, t, t->dtype, shape4(2, 3, t->n, t->n), 2)), x, tensor_transpose(x),
+              tensor_none(), (MatmulScale){.alpha = 1, .beta = 0});
+}
+
+static void matmul_matches_ref(void **state) {
+    (void)state;
+    for (int m = 1; m < MATRICES; m += 2) {
+        Trial t = matrices[m];
+        for (t.variant = 0; t.variant < 16; t.variant++) compare_flags("matmul", run_matmul, t);
+    }
+    compare_matrices("matmul in two dimensions", run_matmul_2d, 1);
+    for (int m = 0; m < MATRICES - 1; m++)
+        compare_flags("matmul of two batch dimensions", run_matmul_gram, matrices[m]);
+}
+
+static void run_linear(Side *s, const Trial *t) {
+    Tensor x = poisoned(s, t, test_random(&s->be, t->dtype, shape2(t->n, t->i), 1));
+    Tensor w = input(s, t, t->dtype, shape2(t->o, t->i), 2);
+    Tensor bias = t->optional ? test_random(&s->be, DTYPE_F32, shape1(t->o), 3) : tensor_none();
+    op_linear(&s->be, output(s, test_random(&s->be, t->dtype, shape2(t->n, t->o), 4)), x, w, bias);
+}
+
+static void run_linear_grad(Side *s, const Trial *t) {
+    Tensor x = test_random(&s->be, t->dtype, shape2(t->n, t->i), 1);
+    Tensor w = input(s, t, t->dtype, shape2(t->o, t->i), 2);
+    Tensor dout = poisoned(s, t, test_random(&s->be, t->dtype, shape2(t->n, t->o), 3));
+    Tensor dx = output(s, test_random(&s->be, t->dtype, shape2(t->n, t->i), 4));
+    Tensor dw = output(s, test_random(&s->be, DTYPE_F32, shape2(t->o, t->i), 5));
+    Tensor dbias = t->optional ? output(s, test_random(&s->be, DTYPE_F32, shape1(t->o), 6)) : tensor_none();
+    op_linear_grad_input(&s->be, dx, dout, w);
+    op_linear_grad_weight(&s->be, dw, dbias, dout, x);
+}
+
+static void linear_matches_ref(void **state) {
+    (void)state;
+    compare_matrices("linear", run_linear, 1);
+    compare_matrices("linear_grad", run_linear_grad, 1);
+}
+
+/* ---- norms ------------------------------------------------------------------------------------------------------ */
+
+/* eps is large so that a row of one element, whose variance is 0, does not multiply rounding by 1/sqrt(eps). */
+static const float norm_eps = 0.01f;
+
+static void run_layernorm(Side *s, const Trial *t) {
+    Tensor x = poisoned(s, t, test_random(&s->be, t->dtype, shape2(t->n, t->i), 1));
+    Tensor w = test_random(&s->be, DTYPE_F32, shape1(t->i), 2);
+    Tensor bias = t->optional ? test_random(&s->be, DTYPE_F32, shape1(t->i), 3) : tensor_none();
+    Tensor out = output(s, test_random(&s->be, t->dtype, shape2(t->n, t->i), 4));
+    Tensor mean = output(s, test_random(&s->be, DTYPE_F32, shape1(t->n), 5));
+    Tensor rstd = output(s, test_random(&s->be, DTYPE_F32, shape1(t->n), 6));
+    op_layernorm(&s->be, out, mean, rstd, x, w, bias, norm_eps);
+}
+
+static void run_layernorm_grad(Side *s, const Trial *t) {
+    Tensor x = test_random(&s->be, t->dtype, shape2(t->n, t->i), 1);
+    Tensor w = test_random(&s->be, DTYPE_F32, shape1(t->i), 2);
+    Tensor mean = test_random(&s->be, DTYPE_F32, shape1(t->n), 3);
+    Tensor rstd = test_random(&s->be, DTYPE_F32, shape1(t->n), 4);
+    Tensor dout = poisoned(s, t, test_random(&s->be, t->dtype, shape2(t->n, t->i), 5));
+    Tensor dx = output(s, test_random(&s->be, t->dtype, shape2(t->n, t->i), 6));
+    Tensor dw = output(s, test_random(&s->be, DTYPE_F32, shape1(t->i), 7));
+    Tensor dbias = t->optional ? output(s, test_random(&s->be, DTYPE_F32, shape1(t->i), 8)) : tensor_none();
+    op_layernorm_grad(&s->be, dx, dw, dbias, dout, x, mean, rstd, w);
+}
+
+static Shape rows_shape(const Trial *t) {
+    return t->variant ? shape3(t->n, 3, t->i) : shape2(t->n, t->i);
+}
+
+static Shape rstd_shape(const Trial *t) {
+    return t->variant ? shape2(t->n, 3) : shape1(t->n);
+}
+
+/* Variant 1 is the 3-d form. */
+static void run_rmsnorm(Side *s, const Trial *t) {
+    Tensor x = poisoned(s, t, input(s, t, t->dtype, rows_shape(t), 1));
+    Tensor w = test_random(&s->be, DTYPE_F32, shape1(t->i), 2);
+    Tensor out = output(s, input(s, t, t->dtype, rows_shape(t), 3));
+    Tensor rstd = output(s, test_random(&s->be, DTYPE_F32, rstd_shape(t), 4));
+    op_rmsnorm(&s->be, out, rstd, x, w, norm_eps);
+}
+
+static void run_rmsnorm_grad(Side *s, const Trial *t) {
+    Tensor x = input(s, t, t->dtype, rows_shape(t), 1);
+    Tensor w = test_random(&s->be, DTYPE_F32, shape1(t->i), 2);
+    Tensor rstd = test_random(&s->be, DTYPE_F32, rstd_shape(t), 3);
+    Tensor dout = poisoned(s, t, input(s, t, t->dtype, rows_shape(t), 4));
+    Tensor dx = output(s, input(s, t, t->dtype, rows_shape(t), 5));
+    Tensor dw = output(s, test_random(&s->be, DTYPE_F32, shape1(t->i), 6));
+    op_rmsnorm_grad(&s->be, dx, dw, dout, x, rstd, w);
+}
+
+static void norms_match_ref(void **state) {
+    (void)state;
+    compare_matrices("layernorm", run_layernorm, 1);
+    compare_matrices("layernorm_grad", run_layernorm_grad, 1);
+    compare_matrices("rmsnorm", run_rmsnorm, 2);
+    compare_matrices("rmsnorm_grad", run_rmsnorm_grad, 2);
+}
+
+/* ---- embedding and position ------------------------------------------------------------------------------------- */
+
+/* 3 sequences of n tokens, from a vocabulary of o. */
+static void run_embed(Side *s, const Trial *t) {
+    Tensor tokens = test_random_tokens(&s->be, shape2(3, t->n), 0, t->o, 1);
+    Tensor wte = poisoned(s, t, test_random(&s->be, t->dtype, shape2(t->o, t->i), 2));
+    Tensor wpe = t->optional ? test_random(&s->be, t->dtype, shape2(t->n + 2, t->i), 3) : tensor_none();
+    op_embed(&s->be, output(s, test_random(&s->be, t->dtype, shape2(3 * t->n, t->i), 4)), tokens, wte, wpe);
+}
+
+static void run_embed_grad(Side *s, const Trial *t) {
+    Tensor tokens = test_random_tokens(&s->be, shape2(3, t->n), 0, t->o, 1);
+    Tensor dout = poisoned(s, t, test_random(&s->be, t->dtype, shape2(3 * t->n, t->i), 2));
+    Tensor dwte = output(s, test_random(&s->be, DTYPE_F32, shape2(t->o, t->i), 3));
+    Tensor dwpe = t->optional ? output(s, test_random(&s->be, DTYPE_F32, shape2(t->n + 2, t->i), 4)) : tensor_none();
+    op_embed_grad(&s->be, dwte, dwpe, dout, tokens);
+}
+
+static void run_rope(Side *s, const Trial *t) {
+    Tensor table = test_random(&s->be, DTYPE_F32, shape2(t->n + 1, 2 * t->i), 1);
+    Tensor x = output(s, poisoned(s, t, input(s, t, t->dtype, shape4(2, t->n, 3, 2 * t->i), 2)));
+    if (t->variant)
+        op_rope_grad(&s->be, x, table);
+    else
+        op_rope(&s->be, x, table);
+}
+
+static void embedding_and_position_match_ref(void **state) {
+    (void)state;
+    compare_matrices("embed", run_embed, 1);
+    compare_matrices("embed_grad", run_embed_grad, 1);
+    for (int m = 0; m < MATRICES - 1; m++)
+        for (int variant = 0; variant < 2; variant++) {
+            Trial t = matrices[m];
+            t.variant = variant;
+            compare_flags("rope", run_rope, t);
+        }
+}
+
+/* ---- attention -------------------------------------------------------------------------------------------------- */
+
+static const Trial attentions[] = {
+    {.b = 1, .t = 1, .h = 1, .k = 1, .d = 1, .e = 1},
+    {.b = 2, .t = 7, .h = 2, .k = 2, .d = 8, .e = 8},
+    {.b = 1, .t = 33, .h = 6, .k = 2, .d = 16, .e = 16},
+    {.b = 1, .t = 65, .h = 2, .k = 1, .d = 33, .e = 7},
+    {.b = 1, .t = 130, .h = 1, .k = 1, .d = 64, .e = 64},
+    {.b = 2, .t = 17, .h = 4, .k = 4, .d = 5, .e = 9, .softcap = 0.5f},
+};
+enum { ATTENTIONS = sizeof attentions / sizeof attentions[0] };
+
+static AttentionParams attention_params(const Trial *t) {
+    return (AttentionParams){.scale = 1 / sqrtf((float)t->d), .softcap = t->softcap};
+}
+
+static void run_attention(Side *s, const Trial *t) {
+    Tensor q = poisoned(s, t, input(s, t, t->dtype, shape4(t->b, t->t, t->h, t->d), 1));
+    Tensor k = input(s, t, t->dtype, shape4(t->b, t->t, t->k, t->d), 2);
+    Tensor v = input(s, t, t->dtype, shape4(t->b, t->t, t->k, t->e), 3);
+    Tensor out = output(s, input(s, t, t->dtype, shape4(t->b, t->t, t->h, t->e), 4));
+    Tensor lse = output(s, test_random(&s->be, DTYPE_F32, shape3(t->b, t->h, t->t), 5));
+    Tensor max_logit = output(s, test_random(&s->be, DTYPE_F32, shape1(t->h), 6));
+    Tensor max_abs = output(s, test_random(&s->be, DTYPE_F32, shape1(t->h), 7));
+    test_fill(&s->be, max_logit, -HUGE_VAL);
+    op_attention(&s->be, out, lse, max_logit, max_abs, q, k, v, attention_params(t));
+}
+
+/* lse about log(T), so that p is what a softmax of small logits gives. */
+static void run_attention_grad(Side *s, const Trial *t) {
+    Tensor q = input(s, t, t->dtype, shape4(t->b, t->t, t->h, t->d), 1);
+    Tensor k = input(s, t, t->dtype, shape4(t->b, t->t, t->k, t->d), 2);
+    Tensor v = input(s, t, t->dtype, shape4(t->b, t->t, t->k, t->e), 3);
+    Tensor out = input(s, t, t->dtype, shape4(t->b, t->t, t->h, t->e), 4);
+    Tensor dout = poisoned(s, t, input(s, t, t->dtype, shape4(t->b, t->t, t->h, t->e), 5));
+    Tensor lse = test_zeros(&s->be, DTYPE_F32, shape3(t->b, t->h, t->t));
+    test_fill(&s->be, lse, 1 + log((double)t->t));
+    Tensor dq = output(s, input(s, t, t->dtype, shape4(t->b, t->t, t->h, t->d), 6));
+    Tensor dk = output(s, input(s, t, t->dtype, shape4(t->b, t->t, t->k, t->d), 7));
+    Tensor dv = output(s, input(s, t, t->dtype, shape4(t->b, t->t, t->k, t->e), 8));
+    op_attention_grad(&s->be, dq, dk, dv, dout, out, lse, q, k, v, attention_params(t));
+}
+
+static void attention_matches_ref(void **state) {
+    (void)state;
+    for (int i = 0; i < ATTENTIONS; i++) {
+        compare_flags("attention", run_attention, attentions[i]);
+        compare_flags("attention_grad", run_attention_grad, attentions[i]);
+    }
+}
+
+/* ---- mlp and loss ----------------------------------------------------------------------------------------------- */
+
+/* Into the flat tails of the nonlinearities too. */
+static Tensor wide(Side *s, Tensor x) {
+    op_scale(&s->be, x, 6);
+    return x;
+}
+
+static void run_gelu(Side *s, const Trial *t) {
+    Tensor x = poisoned(s, t, wide(s, test_random(&s->be, t->dtype, shape2(t->n, t->i), 1)));
+    Tensor dout = test_random(&s->be, t->dtype, shape2(t->n, t->i), 2);
+    op_gelu(&s->be, output(s, test_random(&s->be, t->dtype, shape2(t->n, t->i), 3)), x);
+    op_gelu_grad(&s->be, output(s, t->variant ? dout : test_random(&s->be, t->dtype, shape2(t->n, t->i), 4)), dout, x);
+}
+
+static void run_swiglu(Side *s, const Trial *t) {
+    Tensor x = poisoned(s, t, wide(s, test_random(&s->be, t->dtype, shape2(t->n, 2 * t->i), 1)));
+    Tensor dout = test_random(&s->be, t->dtype, shape2(t->n, t->i), 2);
+    op_swiglu(&s->be, output(s, test_random(&s->be, t->dtype, shape2(t->n, t->i), 3)), x);
+    op_swiglu_grad(&s->be, output(s, t->variant ? x : test_random(&s->be, t->dtype, shape2(t->n, 2 * t->i), 4)), dout,
+                   x);
+}
+
+static void nonlinearities_match_ref(void **state) {
+    (void)state;
+    compare_matrices("gelu", run_gelu, 2);
+    compare_matrices("swiglu", run_swiglu, 2);
+}
+
+static void run_cross_entropy(Side *s, const Trial *t) {
+    Tensor logits = poisoned(s, t, wide(s, test_random(&s->be, t->dtype, shape2(t->n, t->i), 1)));
+    Tensor targets = test_random_tokens(&s->be, shape1(t->n), 0, t->i, 2);
+    if (t->optional) test_set(&s->be, targets, 0, -1);
+    op_cross_entropy(&s->be, output(s, test_random(&s->be, DTYPE_F32, shape1(t->n), 3)), logits, targets);
+    Tensor loss = output(s, test_random(&s->be, DTYPE_F32, shape1(t->n), 4));
+    op_cross_entropy_grad(&s->be, loss, output(s, logits), targets, 0.25f);
+}
+
+static void cross_entropy_matches_ref(void **state) {
+    (void)state;
+    compare_matrices("cross_entropy", run_cross_entropy, 1);
+}
+
+/* ---- optimizers ------------------------------------------------------------------------------------------------- */
+
+static Tensor state_of(Side *s, const Trial *t, uint64_t seed) {
+    return input(s, t, DTYPE_F32, shape3(2, t->n, t->i), seed);
+}
+
+static Tensor copy_of(Side *s, const Trial *t, uint64_t seed) {
+    return t->optional ? output(s, input(s, t, t->dtype, shape3(2, t->n, t->i), seed)) : tensor_none();
+}
+
+/* v is kept away from 0 by one step from a constant: at 0 the update's slope is 1/eps. */
+static void run_adamw(Side *s, const Trial *t) {
+    Tensor w = output(s, state_of(s, t, 1)), m = output(s, state_of(s, t, 2)), v = output(s, state_of(s, t, 3));
+    test_fill(&s->be, v, 0.5);
+    op_adamw(&s->be, w, copy_of(s, t, 4), m, v, poisoned(s, t, state_of(s, t, 5)),
+             (AdamwStep){.lr = 0.1f,
+                         .beta1 = 0.9f,
+                         .beta2 = 0.95f,
+                         .eps = 1e-8f,
+                         .decay = 0.1f,
+                         .correction1 = 0.1f,
+                         .correction2 = 0.05f,
+                         .grad_scale = 0.5f});
+}
+
+static void run_momentum(Side *s, const Trial *t) {
+    MomentumStep step = {.form = t->variant & 1 ? MOMENTUM_EMA : MOMENTUM_SUM,
+                         .mu = 0.95f,
+                         .nesterov = t->variant & 2,
+                         .grad_scale = 0.5f};
+    Tensor u = output(s, input(s, t, t->dtype, shape3(2, t->n, t->i), 1)), m = output(s, state_of(s, t, 2));
+    op_momentum(&s->be, u, m, poisoned(s, t, state_of(s, t, 3)), step);
+}
+
+/* Variants: 1 is in place, 2 reads the other dtype. */
+static void run_normalize(Side *s, const Trial *t) {
+    DType from = t->variant == 2 ? DTYPE_F32 : t->dtype;
+    Tensor x = poisoned(s, t, input(s, t, from, shape3(2, t->n, t->i), 1));
+    Tensor out = t->variant == 1 ? x : input(s, t, t->dtype, shape3(2, t->n, t->i), 2);
+    op_normalize(&s->be, output(s, out), x, 1e-7f);
+}
+
+static void run_apply_update(Side *s, const Trial *t) {
+    Tensor w = output(s, state_of(s, t, 1)), copy = copy_of(s, t, 2);
+    op_apply_update(&s->be, w, copy, poisoned(s, t, input(s, t, t->dtype, shape3(2, t->n, t->i), 3)), 0.9f, 0.3f);
+}
+
+static void optimizer_ops_match_ref(void **state) {
+    (void)state;
+    compare_matrices("adamw", run_adamw, 1);
+    compare_matrices("momentum", run_momentum, 4);
+    compare_matrices("normalize", run_normalize, 3);
+    compare_matrices("apply_update", run_apply_update, 1);
+}
+
+/* ---- groups ----------------------------------------------------------------------------------------------------- */
+
+static int open_sides(void **state) {
+    (void)state;
+    const char *const precisions[] = {[DTYPE_F32] = "fp32", [DTYPE_BF16] = "bf16"};
+    for (int dtype = DTYPE_F32; dtype <= DTYPE_BF16; dtype++) {
+        test_open(&sides.ref[dtype].be, "ref", precisions[dtype]);
+        test_open(&sides.device_under_test[dtype].be, sides.device, precisions[dtype]);
+        test_reserve(&sides.device_under_test[dtype].be, limits);
+    }
+    return 0;
+}
+
+static int close_sides(void **state) {
+    (void)state;
+    for (int dtype = DTYPE_F32; dtype <= DTYPE_BF16; dtype++) {
+        test_close(&sides.ref[dtype].be);
+        test_close(&sides.device_under_test[dtype].be);
+    }
+    return 0;
+}
+
+static bool is_available(const char *device) {
+    Backend be;
+    char note[256];
+    Status status = backend_open(&be, (BackendRequest){device, "auto", 2}, note, sizeof note);
+    if (status.code)
+        printf("%s is not tested here: %s\n", device, status.message);
+    else
+        backend_close(&be);
+    return !status.code || !strcmp(device, "cpu");
+}
+
+int main(void) {
+    const struct CMUnitTest tests[] = {
+        cmocka_unit_test(moving_ops_match_ref),
+        cmocka_unit_test(matmul_matches_ref),
+        cmocka_unit_test(linear_matches_ref),
+        cmocka_unit_test(norms_match_ref),
+        cmocka_unit_test(embedding_and_position_match_ref),
+        cmocka_unit_test(attention_matches_ref),
+        cmocka_unit_test(nonlinearities_match_ref),
+        cmocka_unit_test(cross_entropy_matches_ref),
+        cmocka_unit_test(optimizer_ops_match_ref),
+    };
+    int failures = 0;
+    for (size_t i = 0; i < sizeof devices / sizeof devices[0]; i++) {
+        sides.device = devices[i];
+        if (is_available(devices[i]))
+            failures += cmocka_run_group_tests_name(devices[i], tests, open_sides, close_sides);
+    }
+    return failures;
+}
