@@ -1,0 +1,501 @@
+/* Causal attention and its gradient, tile by tile (Dao et al. 2022, FlashAttention; Dao 2023, FlashAttention-2).
+ *
+ * A thread takes one (sequence, key head) at a time with all query heads that read it, so dk and dv are summed in one
+ * fixed order and results do not depend on the number of threads. The head's keys and values are unpacked once into the
+ * thread's part of the scratch memory as fp32, in the layouts that tile products read; then:
+ *
+ *                    KEY_TILE          forward, for each query tile, for each key tile on or left of the diagonal,
+ *               +-------+-------+      for each block of TILE_ROWS rows (its logits never leave the L1 cache):
+ *               | \     |       |          s = q kᵀ;  m' = max(m, max s);  p = exp(s - m')
+ *    QUERY_TILE |   \   |       |          o = o exp(m - m') + p v;  sum = sum exp(m - m') + sum p
+ *               |     \ |       |      at the row's end: out = o / sum, lse = m + log sum
+ *               +-------+-------+
+ *               |       | \     |      backward, the same order, p recomputed from the logsumexp:
+ *               |       |   \   |          p = exp(s - lse);  dp = dout vᵀ;  ds = p (dp - dout·out)
+ *               |       |     \ |          dq += ds k;  dk += dsᵀ q;  dv += pᵀ dout
+ *               +-------+-------+
+ *
+ * Tiles right of the diagonal are skipped, and so are the blocks of a diagonal tile; only a block's own few logits
+ * right of the diagonal are computed in vain. They enter no sum, not even as 0: a NaN never reaches an earlier token.
+ *
+ * Invariants: rows of every buffer are aligned to vectors. Padding, of rows as of columns, holds anything: it enters
+ * products only in rows and columns that nobody reads.
+ *
+ * Letters: B batch, T context, H query heads, K key heads, D size of q and k, E size of v.
+ */
+#include "cpu/cpu.h"
+
+#include <float.h>
+#include <omp.h>
+
+#include "core/status.h"
+#include "cpu/simd.h"
+#include "cpu/tile_gemm.h"
+
+enum {
+    QUERY_TILE = 64, /* both: a tile of keys and a tile of values (16 KiB each at D = 64) share the L1 cache ... */
+    KEY_TILE = 64,   /* ... while all of a query tile's blocks pass by */
+};
+_Static_assert(QUERY_TILE % TILE_ROWS == 0 && KEY_TILE % TILE_ROWS == 0, "blocks begin on the diagonal");
+_Static_assert(QUERY_TILE >= KEY_TILE, "keys are staged in buffers of QUERY_TILE rows");
+
+static int64_t min64(int64_t a, int64_t b) {
+    return a < b ? a : b;
+}
+
+static int64_t max64(int64_t a, int64_t b) {
+    return a > b ? a : b;
+}
+
+static int64_t round_up(int64_t n, int64_t multiple) {
+    return (n + multiple - 1) / multiple * multiple;
+}
+
+/* ---- memory ----------------------------------------------------------------------------------------------------- */
+
+typedef struct {
+    int64_t context;       /* T, rounded up to whole tiles */
+    int64_t key_columns;   /* D, rounded up to whole vectors: row length of q, k and their gradients */
+    int64_t value_columns; /* E, likewise */
+} Extent;
+
+static Extent extent_of(int64_t context, int64_t key_size, int64_t value_size) {
+    return (Extent){round_up(context, KEY_TILE), round_up(key_size, TILE_LANES), round_up(value_size, TILE_LANES)};
+}
+
+/* A thread's part of the scratch memory, for one head at a time. The transposes lie tile by tile, (T/KEY_TILE, D or E,
+ * KEY_TILE): rows as long as the whole context would be a power of two apart and fall into the same few cache sets. */
+typedef struct {
+    float *base;
+    int64_t used; /* floats */
+
+    float *k, *k_transposed;  /* (T,D) and its tiles' transposes */
+    float *v, *v_transposed;  /* (T,E), likewise */
+    float *dk, *dv;           /* (T,D), (T,E): sums over the query heads */
+    float *q, *dq;            /* (QUERY_TILE,D); q is scaled already */
+    float *o, *dout;          /* (QUERY_TILE,E) */
+    float *p, *ds;            /* (QUERY_TILE,KEY_TILE); forward: one block */
+    float *row_max, *row_sum; /* (QUERY_TILE), (QUERY_TILE,TILE_LANES) of the softmax so far; sums lane by lane */
+    float *lse, *delta;       /* (QUERY_TILE) logsumexp; dout·out */
+} Workspace;
+
+static float *take(Workspace *w, int64_t rows, int64_t columns) {
+    float *memory = w->base ? w->base + w->used : NULL;
+    w->used += rows * columns;
+    return memory;
+}
+
+/* Both lay the buffers out from `base`, or only measure them if it is NULL. */
+static Workspace forward_workspace(float *base, Extent x) {
+    Workspace w = {.base = base};
+    w.k_transposed = take(&w, x.context, x.key_columns);
+    w.v = take(&w, x.context, x.value_columns);
+    w.q = take(&w, QUERY_TILE, x.key_columns);
+    w.o = take(&w, QUERY_TILE, x.value_columns);
+    w.p = take(&w, TILE_ROWS, KEY_TILE);
+    w.row_sum = take(&w, QUERY_TILE, TILE_LANES);
+    w.row_max = take(&w, 1, QUERY_TILE);
+    return w;
+}
+
+static Workspace backward_workspace(float *base, Extent x) {
+    Workspace w = {.base = base};
+    w.k = take(&w, x.context, x.key_columns);
+    w.k_transposed = take(&w, x.context, x.key_columns);
+    w.v_transposed = take(&w, x.context, x.value_columns);
+    w.dk = take(&w, x.context, x.key_columns);
+    w.dv = take(&w, x.context, x.value_columns);
+    w.q = take(&w, QUERY_TILE, x.key_columns);
+    w.dq = take(&w, QUERY_TILE, x.key_columns);
+    w.o = take(&w, QUERY_TILE, x.value_columns);
+    w.dout = take(&w, QUERY_TILE, x.value_columns);
+    w.p = take(&w, QUERY_TILE, KEY_TILE);
+    w.ds = take(&w, QUERY_TILE, KEY_TILE);
+    w.lse = take(&w, 1, QUERY_TILE);
+    w.delta = take(&w, 1, QUERY_TILE);
+    return w;
+}
+
+/* Maxima of one head's logits in one sequence, as integers that order as the numbers do; all heads' lie in front of the
+ * threads' workspaces and are merged at the end. */
+typedef struct {
+    int32_t logit;     /* order_from_float */
+    int32_t magnitude; /* bits of |logit|; a NaN's are above infinity's, so the maximum keeps it */
+} HeadMax;
+
+static int64_t maxima_bytes(int64_t batch, int64_t heads) {
+    return round_up(batch * heads * (int64_t)sizeof(HeadMax), 64);
+}
+
+/* limits->head_size covers both D and E. */
+int64_t cpu_attention_scratch_bytes(const Backend *be, const OpLimits *limits) {
+    Extent x = extent_of(limits->context, limits->head_size, limits->head_size);
+    int64_t floats = max64(forward_workspace(NULL, x).used, backward_workspace(NULL, x).used);
+    return maxima_bytes(limits->batch, limits->heads) + be->threads * floats * (int64_t)sizeof(float);
+}
+
+/* ---- one call --------------------------------------------------------------------------------------------------- */
+
+typedef struct {
+    Tensor q, k, v, out, lse;
+    Tensor dq, dk, dv, dout;
+    AttentionParams params;
+    int64_t B, T, H, K, D, E;
+    Extent extent;
+} Attention;
+
+static Attention attention_of(Tensor q, Tensor k, Tensor v, Tensor out, Tensor lse, AttentionParams params) {
+    Attention a = {.q = q, .k = k, .v = v, .out = out, .lse = lse, .params = params};
+    a.B = q.shape[0], a.T = q.shape[1], a.H = q.shape[2], a.D = q.shape[3];
+    a.K = k.shape[2], a.E = v.shape[3];
+    a.extent = extent_of(a.T, a.D, a.E);
+    return a;
+}
+
+/* A run of consecutive rows of one head: of x (B,T,heads,size) from x[b][i][head]. */
+typedef struct {
+    DType dtype;
+    void *data;
+    int64_t stride, rows, size;
+} Rows;
+
+static Rows rows_of(Tensor x, int64_t b, int64_t i, int64_t rows, int64_t head) {
+    void *data = at(x.dtype, x.data, b * x.stride[0] + i * x.stride[1] + head * x.stride[2]);
+    return (Rows){x.dtype, data, x.stride[1], rows, x.shape[3]};
+}
+
+static Rows rows_slice(Rows x, int64_t start, int64_t rows) {
+    x.data = at(x.dtype, x.data, start * x.stride);
+    x.rows = rows;
+    return x;
+}
+
+static float *lse_of(const Attention *a, int64_t b, int64_t head, int64_t i) {
+    return (float *)a->lse.data + b * a->lse.stride[0] + head * a->lse.stride[1] + i;
+}
+
+/* ---- between storage and fp32 tiles ----------------------------------------------------------------------------- */
+
+INLINE void unpack_rows(DType t, float *tile, int64_t ld, Rows x, float factor) {
+    for (int64_t i = 0; i < x.rows; i++) {
+        const void *row = at(t, x.data, i * x.stride);
+#pragma omp simd
+        for (int64_t c = 0; c < x.size; c++) tile[i * ld + c] = factor * load(t, row, c);
+        for (int64_t c = x.size; c < ld; c++) tile[i * ld + c] = 0;
+    }
+}
+
+static void unpack(float *tile, int64_t ld, Rows x, float factor) {
+    BY_DTYPE(x.dtype, unpack_rows, tile, ld, x, factor);
+}
+
+/* Into tiles (size,KEY_TILE), one after the other; by way of `staging` (KEY_TILE,ld), because reading memory that is
+ * not in cache and scattering at the same time is slower than one after the other. */
+static void unpack_transposed(float *tiles, float *staging, int64_t ld, Rows x) {
+    for (int64_t j0 = 0; j0 < x.rows; j0 += KEY_TILE) {
+        float *tile = tiles + j0 * x.size;
+        Rows part = rows_slice(x, j0, min64(KEY_TILE, x.rows - j0));
+        unpack(staging, ld, part, 1.0f);
+        for (int64_t j = 0; j < part.rows; j++)
+            for (int64_t c = 0; c < x.size; c++) tile[c * KEY_TILE + j] = staging[j * ld + c];
+    }
+}
+
+INLINE void pack_row(DType t, Rows x, int64_t i, const float *values, float factor) {
+    void *row = at(t, x.data, i * x.stride);
+#pragma omp simd
+    for (int64_t c = 0; c < x.size; c++) store(t, row, c, factor * values[c]);
+}
+
+static void pack(Rows x, const float *tile, int64_t ld, float factor) {
+    for (int64_t i = 0; i < x.rows; i++) BY_DTYPE(x.dtype, pack_row, x, i, tile + i * ld, factor);
+}
+
+/* By address, because how vectors are passed by value depends on the instruction set. */
+static float lane_sum(const TileVector *x) {
+    float sum = 0;
+    for (int l = 0; l < TILE_LANES; l++) sum += (*x)[l];
+    return sum;
+}
+
+/* Of two rows of tiles: n counts the padding, which is 0. */
+static float dot(const float *x, const float *y, int64_t n) {
+    TileVector sum = {0};
+    for (int64_t c = 0; c < n; c += TILE_LANES) sum += *(const TileVector *)(x + c) * *(const TileVector *)(y + c);
+    return lane_sum(&sum);
+}
+
+/* ---- where tiles meet the diagonal ------------------------------------------------------------------------------ */
+
+/* One query tile and one key tile. */
+typedef struct {
+    int64_t i0, rows; /* its queries are [i0, i0 + rows) */
+    int64_t j0;       /* its keys start here */
+} Meeting;
+
+/* How many keys of the tile some row of the block [r, r + TILE_ROWS) may see. */
+static int64_t keys_of_block(const Attention *a, Meeting m, int64_t r) {
+    return max64(0, min64(KEY_TILE, min64(m.i0 + r + TILE_ROWS, a->T) - m.j0));
+}
+
+/* How many keys of the tile are left of the diagonal block: all of its rows see those. */
+static int64_t keys_before_block(Meeting m, int64_t r) {
+    return min64(KEY_TILE, m.i0 + r - m.j0);
+}
+
+/* A block of rows gathers from the keys it sees: c (TILE_ROWS,n) += weights (TILE_ROWS,KEY_TILE) x (KEY_TILE,n). */
+static void add_from_keys(const Attention *a, Meeting m, int64_t r, float *c, const float *weights, const float *x,
+                          int64_t ld, int64_t n) {
+    int64_t whole = keys_before_block(m, r), keys = keys_of_block(a, m, r);
+    TileOperand left = {weights, KEY_TILE, 1}, diagonal = {weights + whole, KEY_TILE, 1};
+    tile_product(c, ld, left, x, ld, n, whole, TILE_ADD);
+    if (keys > whole) tile_triangle_add(c, ld, diagonal, x + whole * ld, ld, n, keys - whole, TILE_LOWER);
+}
+
+/* The keys [j, j + TILE_ROWS) of the tile gather from the rows that see them: c (TILE_ROWS,n) += weightsᵀ x, with
+ * weights (QUERY_TILE,KEY_TILE), x (QUERY_TILE,n). */
+static void add_from_queries(Meeting m, int64_t j, float *c, const float *weights, const float *x, int64_t ld,
+                             int64_t n) {
+    int64_t own = m.j0 + j - m.i0;             /* the row on the diagonal, if it is in this query tile */
+    int64_t r = own < 0 ? 0 : own + TILE_ROWS; /* all rows from here on see all of them */
+    if (own >= 0 && own < m.rows) {
+        TileOperand diagonal = {weights + own * KEY_TILE + j, 1, KEY_TILE};
+        tile_triangle_add(c, ld, diagonal, x + own * ld, ld, n, min64(TILE_ROWS, m.rows - own), TILE_UPPER);
+    }
+    if (r < m.rows) {
+        TileOperand below = {weights + r * KEY_TILE + j, 1, KEY_TILE};
+        tile_product(c, ld, below, x + r * ld, ld, n, m.rows - r, TILE_ADD);
+    }
+}
+
+/* ---- rows of logits --------------------------------------------------------------------------------------------- */
+
+/* The part of one row that lies in a tile: `visible` logits (at least 1), then some right of the diagonal, `width` in
+ * all. These are whole vectors: loops run over all of them and have no remainder. */
+typedef struct {
+    float *s;
+    int64_t visible, width;
+} LogitRow;
+
+static LogitRow logit_row(const Attention *a, Meeting m, int64_t r, float *s) {
+    int64_t block = r / TILE_ROWS * TILE_ROWS;
+    int64_t visible = min64(KEY_TILE, m.i0 + r + 1 - m.j0);
+    return (LogitRow){s, visible, round_up(keys_of_block(a, m, block), TILE_LANES)};
+}
+
+/* What is right of the diagonal becomes `value`. A loop of its own: a comparison with `visible` inside the others makes
+ * gcc split them there, which leaves a remainder that it does one by one. */
+static void hide(LogitRow row, float value) {
+    for (int64_t c = row.visible; c < row.width; c++) row.s[c] = value;
+}
+
+/* The largest logit, and the head's maxima brought up to date. */
+static float row_maximum(LogitRow row, HeadMax *head) {
+    hide(row, row.s[0]); /* it is among the visible ones already: neither maximum notices */
+    int32_t logit = INT32_MIN, magnitude = 0;
+#pragma omp simd reduction(max : logit, magnitude)
+    for (int64_t c = 0; c < row.width; c++) {
+        int32_t ordered = order_from_float(row.s[c]);
+        int32_t positive = (int32_t)bits_from_float(row.s[c]) & INT32_MAX;
+        logit = ordered > logit ? ordered : logit;
+        magnitude = positive > magnitude ? positive : magnitude;
+    }
+    head->logit = logit > head->logit ? logit : head->logit;
+    head->magnitude = magnitude > head->magnitude ? magnitude : head->magnitude;
+    return float_from_order(logit);
+}
+
+static void cap_row(LogitRow row, float softcap) {
+#pragma omp simd
+    for (int64_t c = 0; c < row.width; c++) row.s[c] = softcap * fast_tanhf(row.s[c] / softcap);
+}
+
+/* s = exp(s - shift), 0 right of the diagonal; sum += these, lane by lane. */
+static void exponentiate_row(LogitRow row, float shift, TileVector *sum) {
+    hide(row, -INFINITY);
+#pragma omp simd
+    for (int64_t c = 0; c < row.width; c++) row.s[c] = fast_expf(row.s[c] - shift);
+    for (int64_t c = 0; c < row.width; c += TILE_LANES) *sum += *(const TileVector *)(row.s + c);
+}
+
+/* s becomes p = exp(s - lse), dp becomes ds = p (dp - delta) cap'(s): cap' = 1 - tanh², and s/softcap is the tanh.
+ * inverse_softcap 0 is no cap. */
+static void differentiate_row(LogitRow row, float *dp, float lse, float delta, float inverse_softcap) {
+#pragma omp simd
+    for (int64_t c = 0; c < row.width; c++) {
+        float t = row.s[c] * inverse_softcap;
+        row.s[c] = fast_expf(row.s[c] - lse);
+        dp[c] = row.s[c] * (dp[c] - delta) * (1.0f - t * t);
+    }
+}
+
+/* ---- forward ---------------------------------------------------------------------------------------------------- */
+
+/* s becomes p, and what row r of the query tile has summed so far is brought to the new maximum. */
+static void softmax_row(const Attention *a, Workspace *w, int64_t r, LogitRow row, HeadMax *head) {
+    float largest = row_maximum(row, head), softcap = a->params.softcap;
+    if (softcap > 0) {
+        cap_row(row, softcap);
+        largest = softcap * fast_tanhf(largest / softcap);
+    }
+    float shift = largest > w->row_max[r] ? largest : w->row_max[r];
+    float shrink = fast_expf(w->row_max[r] - shift);
+    TileVector *sum = (TileVector *)w->row_sum + r;
+    *sum *= shrink;
+    exponentiate_row(row, shift, sum);
+    w->row_max[r] = shift;
+    if (shrink == 1.0f) return;
+    float *o = w->o + r * a->extent.value_columns;
+    for (int64_t c = 0; c < a->extent.value_columns; c++) o[c] *= shrink;
+}
+
+static void attend_block(const Attention *a, Workspace *w, Meeting m, int64_t r, HeadMax *head) {
+    int64_t keys = keys_of_block(a, m, r), ldk = a->extent.key_columns, ldv = a->extent.value_columns;
+    if (keys == 0) return;
+    TileOperand q = {w->q + r * ldk, ldk, 1};
+    tile_product(w->p, KEY_TILE, q, w->k_transposed + m.j0 * a->D, KEY_TILE, keys, a->D, TILE_SET);
+    for (int64_t i = r; i < min64(r + TILE_ROWS, m.rows); i++)
+        softmax_row(a, w, i, logit_row(a, m, i, w->p + (i - r) * KEY_TILE), head);
+    add_from_keys(a, m, r, w->o + r * ldv, w->p, w->v + m.j0 * ldv, ldv, a->E);
+}
+
+static void finish_queries(const Attention *a, Workspace *w, int64_t b, int64_t head, int64_t i0, int64_t rows) {
+    Rows out = rows_of(a->out, b, i0, rows, head);
+    float *lse = lse_of(a, b, head, i0);
+    for (int64_t r = 0; r < rows; r++) {
+        float sum = lane_sum((const TileVector *)w->row_sum + r);
+        BY_DTYPE(out.dtype, pack_row, out, r, w->o + r * a->extent.value_columns, 1.0f / sum);
+        lse[r] = w->row_max[r] + logf(sum);
+    }
+}
+
+static HeadMax attend_head(const Attention *a, Workspace *w, int64_t b, int64_t head) {
+    HeadMax maxima = {.logit = INT32_MIN};
+    for (int64_t i0 = 0; i0 < a->T; i0 += QUERY_TILE) {
+        int64_t rows = min64(QUERY_TILE, a->T - i0);
+        unpack(w->q, a->extent.key_columns, rows_of(a->q, b, i0, rows, head), a->params.scale);
+        memset(w->o, 0, (size_t)(QUERY_TILE * a->extent.value_columns) * sizeof(float));
+        memset(w->row_sum, 0, (size_t)(QUERY_TILE * TILE_LANES) * sizeof(float));
+        for (int64_t r = 0; r < rows; r++) w->row_max[r] = -FLT_MAX;
+        for (int64_t j0 = 0; j0 < i0 + rows; j0 += KEY_TILE)
+            for (int64_t r = 0; r < rows; r += TILE_ROWS) attend_block(a, w, (Meeting){i0, rows, j0}, r, &maxima);
+        finish_queries(a, w, b, head, i0, rows);
+    }
+    return maxima;
+}
+
+static void attend_group(const Attention *a, Workspace *w, int64_t b, int64_t kv, HeadMax *maxima) {
+    unpack_transposed(w->k_transposed, w->q, a->extent.key_columns, rows_of(a->k, b, 0, a->T, kv));
+    unpack(w->v, a->extent.value_columns, rows_of(a->v, b, 0, a->T, kv), 1.0f);
+    int64_t group = a->H / a->K;
+    for (int64_t h = kv * group; h < (kv + 1) * group; h++) maxima[b * a->H + h] = attend_head(a, w, b, h);
+}
+
+/* The larger of two, NaN if one is NaN. */
+static float merge_max(float a, float b) {
+    return isnan(a) || a > b ? a : b;
+}
+
+static void merge_maxima(const Attention *a, const HeadMax *maxima, float *max_logit, float *max_abs) {
+    for (int64_t i = 0; i < a->B * a->H; i++) {
+        float magnitude = float_from_bits((uint32_t)maxima[i].magnitude);
+        float largest = float_from_order(maxima[i].logit);
+        if (isnan(magnitude)) largest = magnitude; /* one with its sign set is the smallest of the ordered bits */
+        max_logit[i % a->H] = merge_max(max_logit[i % a->H], largest);
+        max_abs[i % a->H] = merge_max(max_abs[i % a->H], magnitude);
+    }
+}
+
+/* The scratch memory behind the maxima, shared out in parts of `floats`. */
+static float *thread_workspaces(const Backend *be, const Attention *a, int64_t floats) {
+    int64_t shared = maxima_bytes(a->B, a->H), need = shared + be->threads * floats * (int64_t)sizeof(float);
+    CHECK(need <= be->scratch_bytes, "attention needs %lld bytes of scratch memory, %lld are reserved", (long long)need,
+          (long long)be->scratch_bytes);
+    return (float *)((char *)be->scratch + shared);
+}
+
+void cpu_attention(Backend *be, Tensor out, Tensor lse, Tensor max_logit, Tensor max_abs, Tensor q, Tensor k, Tensor v,
+                   AttentionParams params) {
+    Attention a = attention_of(q, k, v, out, lse, params);
+    HeadMax *maxima = be->scratch;
+    int64_t floats = forward_workspace(NULL, a.extent).used;
+    float *workspaces = thread_workspaces(be, &a, floats);
+#pragma omp parallel for num_threads(be->threads) schedule(static)
+    for (int64_t item = 0; item < a.B * a.K; item++) {
+        Workspace w = forward_workspace(workspaces + omp_get_thread_num() * floats, a.extent);
+        attend_group(&a, &w, item / a.K, item % a.K, maxima);
+    }
+    merge_maxima(&a, maxima, max_logit.data, max_abs.data);
+}
+
+/* ---- backward --------------------------------------------------------------------------------------------------- */
+
+/* p and ds of a block of rows, and its part of dq. */
+static void differentiate_block(const Attention *a, Workspace *w, Meeting m, int64_t r) {
+    int64_t keys = keys_of_block(a, m, r), ldk = a->extent.key_columns, ldv = a->extent.value_columns;
+    if (keys == 0) return;
+    float *s = w->p + r * KEY_TILE, *ds = w->ds + r * KEY_TILE, softcap = a->params.softcap;
+    TileOperand q = {w->q + r * ldk, ldk, 1}, dout = {w->dout + r * ldv, ldv, 1};
+    tile_product(s, KEY_TILE, q, w->k_transposed + m.j0 * a->D, KEY_TILE, keys, a->D, TILE_SET);
+    tile_product(ds, KEY_TILE, dout, w->v_transposed + m.j0 * a->E, KEY_TILE, keys, a->E, TILE_SET);
+    for (int64_t i = r; i < min64(r + TILE_ROWS, m.rows); i++) {
+        LogitRow row = logit_row(a, m, i, w->p + i * KEY_TILE);
+        if (softcap > 0) cap_row(row, softcap);
+        differentiate_row(row, w->ds + i * KEY_TILE, w->lse[i], w->delta[i], softcap > 0 ? 1.0f / softcap : 0.0f);
+    }
+    add_from_keys(a, m, r, w->dq + r * ldk, ds, w->k + m.j0 * ldk, ldk, a->D);
+}
+
+static void load_queries(const Attention *a, Workspace *w, int64_t b, int64_t head, int64_t i0, int64_t rows) {
+    int64_t ldv = a->extent.value_columns;
+    unpack(w->q, a->extent.key_columns, rows_of(a->q, b, i0, rows, head), a->params.scale);
+    unpack(w->o, ldv, rows_of(a->out, b, i0, rows, head), 1.0f);
+    unpack(w->dout, ldv, rows_of(a->dout, b, i0, rows, head), 1.0f);
+    memset(w->dq, 0, (size_t)(QUERY_TILE * a->extent.key_columns) * sizeof(float));
+    memcpy(w->lse, lse_of(a, b, head, i0), (size_t)rows * sizeof(float));
+    for (int64_t r = 0; r < rows; r++) w->delta[r] = dot(w->o + r * ldv, w->dout + r * ldv, ldv);
+}
+
+static void differentiate_head(const Attention *a, Workspace *w, int64_t b, int64_t head) {
+    int64_t ldk = a->extent.key_columns, ldv = a->extent.value_columns;
+    for (int64_t i0 = 0; i0 < a->T; i0 += QUERY_TILE) {
+        int64_t rows = min64(QUERY_TILE, a->T - i0);
+        load_queries(a, w, b, head, i0, rows);
+        for (int64_t j0 = 0; j0 < i0 + rows; j0 += KEY_TILE) {
+            Meeting m = {i0, rows, j0};
+            for (int64_t r = 0; r < rows; r += TILE_ROWS) differentiate_block(a, w, m, r);
+            for (int64_t j = 0; j < min64(KEY_TILE, a->T - j0); j += TILE_ROWS) {
+                add_from_queries(m, j, w->dk + (j0 + j) * ldk, w->ds, w->q, ldk, a->D);
+                add_from_queries(m, j, w->dv + (j0 + j) * ldv, w->p, w->dout, ldv, a->E);
+            }
+        }
+        /* q was scaled as it was unpacked, which scaled dk; dq still lacks the factor */
+        pack(rows_of(a->dq, b, i0, rows, head), w->dq, ldk, a->params.scale);
+    }
+}
+
+static void differentiate_group(const Attention *a, Workspace *w, int64_t b, int64_t kv) {
+    int64_t ldk = a->extent.key_columns, ldv = a->extent.value_columns;
+    unpack(w->k, ldk, rows_of(a->k, b, 0, a->T, kv), 1.0f);
+    unpack_transposed(w->k_transposed, w->dq, ldk, rows_of(a->k, b, 0, a->T, kv));
+    unpack_transposed(w->v_transposed, w->dout, ldv, rows_of(a->v, b, 0, a->T, kv));
+    memset(w->dk, 0, (size_t)(a->extent.context * ldk) * sizeof(float));
+    memset(w->dv, 0, (size_t)(a->extent.context * ldv) * sizeof(float));
+    int64_t group = a->H / a->K;
+    for (int64_t h = kv * group; h < (kv + 1) * group; h++) differentiate_head(a, w, b, h);
+    pack(rows_of(a->dk, b, 0, a->T, kv), w->dk, ldk, 1.0f);
+    pack(rows_of(a->dv, b, 0, a->T, kv), w->dv, ldv, 1.0f);
+}
+
+void cpu_attention_grad(Backend *be, Tensor dq, Tensor dk, Tensor dv, Tensor dout, Tensor out, Tensor lse, Tensor q,
+                        Tensor k, Tensor v, AttentionParams params) {
+    Attention a = attention_of(q, k, v, out, lse, params);
+    a.dq = dq, a.dk = dk, a.dv = dv, a.dout = dout;
+    int64_t floats = backward_workspace(NULL, a.extent).used;
+    float *workspaces = thread_workspaces(be, &a, floats);
+#pragma omp parallel for num_threads(be->threads) schedule(static)
+    for (int64_t item = 0; item < a.B * a.K; item++) {
+        Workspace w = backward_workspace(workspaces + omp_get_thread_num() * floats, a.extent);
+        differentiate_group(&a, &w, item / a.K, item % a.K);
+    }
+}

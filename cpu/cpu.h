@@ -1,0 +1,83 @@
+/* Inside of backend "cpu": what its files need of each other. Everything else is static.
+ *
+ *      backend.c      opens and closes; memory; precision and threads
+ *      gemm.c         matmul, linear and its gradients
+ *      gemm_onednn.c  the product itself, by oneDNN
+ *      gemm_cblas.c   the product itself, by CBLAS, for builds without oneDNN
+ *      attention.c    attention and its gradient
+ *      sweep.c        cuts strided tensors into pieces for threads
+ *      simd.h         arithmetic on rows of f32 or bf16
+ *      norm.c  elementwise.c  embedding.c  loss.c  optimizer.c      one parallel sweep over memory each
+ *
+ * Threads are OpenMP's, always with a static schedule; a sum over rows is made of one partial sum per thread, added in
+ * the order of the threads. So results depend on the number of threads, and on nothing else that varies.
+ * Ops that need memory beside their arguments find it in be->scratch, from its start, and leave nothing there.
+ */
+#pragma once
+
+#include "core/backend.h"
+
+/* Each puts its ops into the table. */
+void cpu_fill_gemm_ops(BackendOps *ops);
+void cpu_fill_norm_ops(BackendOps *ops);
+void cpu_fill_elementwise_ops(BackendOps *ops);
+void cpu_fill_embedding_ops(BackendOps *ops);
+void cpu_fill_loss_ops(BackendOps *ops);
+void cpu_fill_optimizer_ops(BackendOps *ops);
+
+/* What each needs of be->scratch for ops up to these sizes. */
+int64_t cpu_gemm_scratch_bytes(const Backend *be, const OpLimits *limits);
+int64_t cpu_norm_scratch_bytes(const Backend *be, const OpLimits *limits);
+int64_t cpu_attention_scratch_bytes(const Backend *be, const OpLimits *limits);
+
+/* ---- attention -------------------------------------------------------------------------------------------------- */
+
+void cpu_attention(Backend *be, Tensor out, Tensor lse, Tensor max_logit, Tensor max_abs, Tensor q, Tensor k, Tensor v,
+                   AttentionParams p);
+void cpu_attention_grad(Backend *be, Tensor dq, Tensor dk, Tensor dv, Tensor dout, Tensor out, Tensor lse, Tensor q,
+                        Tensor k, Tensor v, AttentionParams p);
+
+/* ---- the matrix product's library: gemm_onednn.c or gemm_cblas.c --------------------------------------------------
+ */
+
+/* out = alpha a·b + beta addend + bias, as op_matmul; bias (m) f32. beta is 0 where addend is absent. */
+typedef struct {
+    Tensor out, a, b, addend, bias;
+    float alpha, beta;
+} Product;
+
+Status cpu_library_open(Backend *be); /* its state becomes be->state */
+void cpu_library_close(Backend *be);
+bool cpu_library_multiplies(const Backend *be, DType dtype);           /* without a detour through fp32 */
+void cpu_library_describe(const Backend *be, char *text, size_t size); /* "oneDNN 2.6 (brg:avx512_core_bf16)" */
+void cpu_library_multiply(Backend *be, const Product *p);
+
+/* ---- memory ----------------------------------------------------------------------------------------------------- */
+
+/* Zeroed; NULL if there is none. Large pieces lie on huge pages, each touched first by the thread that sweeps it. */
+void *cpu_alloc(int64_t bytes);
+void cpu_free(void *memory);
+
+/* ---- sums over rows and over threads ---------------------------------------------------------------------------- */
+
+/* [begin, end) of n items that fall to thread `part` of `parts`. */
+typedef struct {
+    int64_t begin, end;
+} Range;
+
+static inline Range range_of(int64_t n, int part, int parts) {
+    return (Range){n * part / parts, n * (part + 1) / parts};
+}
+
+/* Scratch of one thread: n floats (or half as many doubles) on cache lines of their own.
+ *
+ *      | part 0: n floats, padding | part 1: n floats, padding | ...
+ */
+void *cpu_partial(const Backend *be, int part, int64_t n);
+int64_t cpu_partial_bytes(const Backend *be, int64_t n); /* of all threads */
+
+/* sum[i] += partial(0)[first + i] + partial(1)[first + i] + ... for i < count. Called by all threads of a parallel
+ * region behind a barrier; `n` as in cpu_partial. */
+void cpu_add_partials(const Backend *be, float *sum, int64_t n, int64_t first, int64_t count);
+
+double cpu_sum_squares(Backend *be, Tensor x); /* in fp64 */

@@ -1,0 +1,176 @@
+/* Ops on single elements: each is one sweep over memory, and bound by it. Outputs may be inputs. */
+#include "cpu/cpu.h"
+#include "cpu/simd.h"
+#include "cpu/sweep.h"
+
+/* ---- moving ----------------------------------------------------------------------------------------------------- */
+
+INLINE void fill_row(DType t, void *x, int64_t n, float value) {
+#pragma omp simd
+    for (int64_t i = 0; i < n; i++) store(t, x, i, value);
+}
+
+static void fill(Backend *be, Tensor x, float value) {
+    (void)be;
+    Sweep sweep = sweep_over(1, (Tensor[]){x});
+#pragma omp parallel for schedule(static) if (sweep.chunks > 1)
+    for (int64_t i = 0; i < sweep.chunks; i++) {
+        Chunk c = sweep_chunk(&sweep, i);
+        BY_DTYPE(x.dtype, fill_row, c.row[0], c.n, value);
+    }
+}
+
+INLINE void convert_row(DType from, DType to, void *dst, const void *src, int64_t n) {
+#pragma omp simd
+    for (int64_t i = 0; i < n; i++) store(to, dst, i, load(from, src, i));
+}
+
+static void copy_row(DType from, DType to, void *dst, const void *src, int64_t n) {
+    if (from == to)
+        memcpy(dst, src, (size_t)(n * dtype_size(from)));
+    else if (from == DTYPE_F32)
+        convert_row(DTYPE_F32, DTYPE_BF16, dst, src, n);
+    else
+        convert_row(DTYPE_BF16, DTYPE_F32, dst, src, n);
+}
+
+static void copy(Backend *be, Tensor dst, Tensor src) {
+    (void)be;
+    Sweep sweep = sweep_over(2, (Tensor[]){dst, src});
+#pragma omp parallel for schedule(static) if (sweep.chunks > 1)
+    for (int64_t i = 0; i < sweep.chunks; i++) {
+        Chunk c = sweep_chunk(&sweep, i);
+        copy_row(src.dtype, dst.dtype, c.row[0], c.row[1], c.n);
+    }
+}
+
+INLINE void scale_row(DType t, void *x, int64_t n, float factor) {
+#pragma omp simd
+    for (int64_t i = 0; i < n; i++) store(t, x, i, factor * load(t, x, i));
+}
+
+static void scale(Backend *be, Tensor x, float factor) {
+    (void)be;
+    Sweep sweep = sweep_over(1, (Tensor[]){x});
+#pragma omp parallel for schedule(static) if (sweep.chunks > 1)
+    for (int64_t i = 0; i < sweep.chunks; i++) {
+        Chunk c = sweep_chunk(&sweep, i);
+        BY_DTYPE(x.dtype, scale_row, c.row[0], c.n, factor);
+    }
+}
+
+INLINE void add_row(DType t, void *out, const void *a, const void *b, int64_t n) {
+#pragma omp simd
+    for (int64_t i = 0; i < n; i++) store(t, out, i, load(t, a, i) + load(t, b, i));
+}
+
+static void add(Backend *be, Tensor out, Tensor a, Tensor b) {
+    (void)be;
+    Sweep sweep = sweep_over(3, (Tensor[]){out, a, b});
+#pragma omp parallel for schedule(static) if (sweep.chunks > 1)
+    for (int64_t i = 0; i < sweep.chunks; i++) {
+        Chunk c = sweep_chunk(&sweep, i);
+        BY_DTYPE(out.dtype, add_row, c.row[0], c.row[1], c.row[2], c.n);
+    }
+}
+
+/* ---- gelu ------------------------------------------------------------------------------------------------------- */
+
+/* With u = sqrt(2/pi) (x + 0.044715 x³):  0.5 (1 + tanh u) = sigmoid(2u), one exponential and no cancellation. */
+static const float GELU_LINEAR = 2 * 0.7978845608f;            /* of 2u */
+static const float GELU_CUBIC = 2 * 0.7978845608f * 0.044715f; /* of 2u */
+
+INLINE void gelu_row(DType t, void *out, const void *x, int64_t n) {
+#pragma omp simd
+    for (int64_t i = 0; i < n; i++) {
+        float v = load(t, x, i);
+        store(t, out, i, v * fast_sigmoidf(v * mul_add(GELU_CUBIC, v * v, GELU_LINEAR)));
+    }
+}
+
+static void gelu(Backend *be, Tensor out, Tensor x) {
+    (void)be;
+    Sweep sweep = sweep_over(2, (Tensor[]){out, x});
+#pragma omp parallel for schedule(static) if (sweep.chunks > 1)
+    for (int64_t i = 0; i < sweep.chunks; i++) {
+        Chunk c = sweep_chunk(&sweep, i);
+        BY_DTYPE(x.dtype, gelu_row, c.row[0], c.row[1], c.n);
+    }
+}
+
+/* (x s(2u))' = s + x s (1-s) (2u)' */
+INLINE void gelu_grad_row(DType t, void *dx, const void *dout, const void *x, int64_t n) {
+#pragma omp simd
+    for (int64_t i = 0; i < n; i++) {
+        float v = load(t, x, i), square = v * v;
+        float s = fast_sigmoidf(v * mul_add(GELU_CUBIC, square, GELU_LINEAR));
+        float slope = mul_add(3 * GELU_CUBIC, square, GELU_LINEAR);
+        store(t, dx, i, load(t, dout, i) * mul_add(v * slope, s * (1.0f - s), s));
+    }
+}
+
+static void gelu_grad(Backend *be, Tensor dx, Tensor dout, Tensor x) {
+    (void)be;
+    Sweep sweep = sweep_over(3, (Tensor[]){dx, dout, x});
+#pragma omp parallel for schedule(static) if (sweep.chunks > 1)
+    for (int64_t i = 0; i < sweep.chunks; i++) {
+        Chunk c = sweep_chunk(&sweep, i);
+        BY_DTYPE(x.dtype, gelu_grad_row, c.row[0], c.row[1], c.row[2], c.n);
+    }
+}
+
+/* ---- swiglu ----------------------------------------------------------------------------------------------------- */
+
+INLINE void swiglu_row(DType t, void *out, const void *gate, const void *up, int64_t n) {
+#pragma omp simd
+    for (int64_t i = 0; i < n; i++) {
+        float g = load(t, gate, i);
+        store(t, out, i, g * fast_sigmoidf(g) * load(t, up, i));
+    }
+}
+
+static void swiglu(Backend *be, Tensor out, Tensor x) {
+    (void)be;
+    int64_t F = out.shape[1];
+    Sweep sweep = sweep_over(3, (Tensor[]){out, tensor_slice(x, 1, 0, F), tensor_slice(x, 1, F, F)});
+#pragma omp parallel for schedule(static) if (sweep.chunks > 1)
+    for (int64_t i = 0; i < sweep.chunks; i++) {
+        Chunk c = sweep_chunk(&sweep, i);
+        BY_DTYPE(x.dtype, swiglu_row, c.row[0], c.row[1], c.row[2], c.n);
+    }
+}
+
+/* silu'(g) = s + g s (1-s) with s = sigmoid(g). */
+INLINE void swiglu_grad_row(DType t, void *dgate, void *dup, const void *dout, const void *gate, const void *up,
+                            int64_t n) {
+#pragma omp simd
+    for (int64_t i = 0; i < n; i++) {
+        float g = load(t, gate, i), u = load(t, up, i), d = load(t, dout, i);
+        float s = fast_sigmoidf(g), silu = g * s;
+        store(t, dgate, i, d * u * mul_add(silu, 1.0f - s, s));
+        store(t, dup, i, d * silu);
+    }
+}
+
+static void swiglu_grad(Backend *be, Tensor dx, Tensor dout, Tensor x) {
+    (void)be;
+    int64_t F = dout.shape[1];
+    Sweep sweep = sweep_over(5, (Tensor[]){tensor_slice(dx, 1, 0, F), tensor_slice(dx, 1, F, F), dout,
+                                           tensor_slice(x, 1, 0, F), tensor_slice(x, 1, F, F)});
+#pragma omp parallel for schedule(static) if (sweep.chunks > 1)
+    for (int64_t i = 0; i < sweep.chunks; i++) {
+        Chunk c = sweep_chunk(&sweep, i);
+        BY_DTYPE(x.dtype, swiglu_grad_row, c.row[0], c.row[1], c.row[2], c.row[3], c.row[4], c.n);
+    }
+}
+
+void cpu_fill_elementwise_ops(BackendOps *ops) {
+    ops->fill = fill;
+    ops->copy = copy;
+    ops->scale = scale;
+    ops->add = add;
+    ops->gelu = gelu;
+    ops->gelu_grad = gelu_grad;
+    ops->swiglu = swiglu;
+    ops->swiglu_grad = swiglu_grad;
+}
