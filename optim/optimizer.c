@@ -1,0 +1,274 @@
+/* Muon and AdamW steps over the routes, their state, and its names; see optimizer.h.
+ *
+ * Memory: `state` holds momentum and second moment of route after route. `scratch` serves one pass at a time; each lays
+ * its buffers out from the start, in a copy of the arena:
+ *
+ *      state     | route 0: M | route 1: M | route 2: m | v | ...
+ *      scratch   | a Muon pass: X, next X, A, B |   or   | AdamW's update |   or   | sum of squares |
+ *
+ * A pass takes as many layers of a route as fit into PASS_BYTES, and at least one: batches big enough to keep all cores
+ * busy with small matrices, scratch that does not grow with the number of layers for large ones.
+ */
+#include "optim/optimizer.h"
+
+#include <math.h>
+#include <stdlib.h>
+
+#include "core/ops.h"
+#include "optim/routing.h"
+
+enum { PASS_BYTES = 16 << 20 };
+
+/* ---- passes over a route ---------------------------------------------------------------------------------------- */
+
+/* The layers [first, first + layers) of a route, counted from its own first, as a route of their own. */
+static Route narrow(const Route *route, int64_t first, int64_t layers) {
+    Route part = *route;
+    part.first += first;
+    part.layers = layers;
+    part.momentum = tensor_slice(route->momentum, 0, first, layers);
+    if (route->optimizer == OPTIMIZER_ADAMW) part.second = tensor_slice(route->second, 0, first, layers);
+    return part;
+}
+
+/* What a pass over `route` works in: Muon's buffers, or AdamW's update for the observer. */
+static OrthogonalizeBuffers layout_pass(const Optimizer *opt, Arena *scratch, const Route *route) {
+    const int64_t *shape = route->momentum.shape;
+    if (route->optimizer == OPTIMIZER_MUON) return orthogonalizer_layout(&opt->orthogonalizer, scratch, shape);
+    return (OrthogonalizeBuffers){.x = arena_take(scratch, DTYPE_F32, 4, shape)};
+}
+
+static Tensor layout_square_sum(Arena *scratch) {
+    return arena_take_1d(scratch, DTYPE_F32, 1);
+}
+
+static int64_t layers_per_pass(const Optimizer *opt, const Route *route) {
+    Arena measured = arena_measure("one layer");
+    Route layer = narrow(route, 0, 1);
+    layout_pass(opt, &measured, &layer);
+    int64_t fit = PASS_BYTES / measured.used;
+    return fit < 1 ? 1 : fit < route->layers ? fit : route->layers;
+}
+
+static bool is_observed(const Optimizer *opt, const Route *route) {
+    return params_is_hidden_matrix(&opt->params->kinds[route->kind]);
+}
+
+/* ---- set-up ----------------------------------------------------------------------------------------------------- */
+
+static void layout_state(Optimizer *opt, Arena *arena) {
+    for (int i = 0; i < opt->route_count; i++) {
+        Route *route = &opt->routes[i];
+        Tensor view = route_shape(route, opt->params);
+        route->momentum = arena_take(arena, DTYPE_F32, 4, view.shape);
+        if (route->optimizer == OPTIMIZER_ADAMW) route->second = arena_take(arena, DTYPE_F32, 4, view.shape);
+    }
+}
+
+/* The largest of all passes. */
+static Arena measure_scratch(const Optimizer *opt) {
+    Arena largest = arena_measure("optimizer scratch");
+    layout_square_sum(&largest);
+    for (int i = 0; i < opt->route_count; i++) {
+        const Route *route = &opt->routes[i];
+        if (route->optimizer == OPTIMIZER_ADAMW && !is_observed(opt, route)) continue;
+        Route part = narrow(route, 0, layers_per_pass(opt, route));
+        Arena pass = arena_measure(largest.name);
+        layout_pass(opt, &pass, &part);
+        if (pass.used > largest.used) largest = pass;
+    }
+    return largest;
+}
+
+static Status check_rates(const OptimizerConfig *config) {
+    if (config->lr > 0 || config->adamw.lr <= 0) return status_ok();
+    return status_error(
+        STATUS_BAD_INPUT,
+        "optimizer.adamw.lr is %g but optimizer.lr, to which it keeps its proportion over the schedule, "
+        "is 0; give optimizer.lr a value",
+        config->adamw.lr);
+}
+
+Status optimizer_plan(Optimizer *opt, ParamTable *params, const OptimizerConfig *config, Backend *be) {
+    *opt = (Optimizer){.be = be, .params = params, .config = *config};
+    Status status = check_rates(config);
+    if (status.code) return status;
+    if (FAILED(status, orthogonalizer_plan(&opt->orthogonalizer, &config->muon, be))) return status;
+    if (FAILED(status, routes_build(&opt->routes, &opt->route_count, params, config))) return status;
+
+    opt->state = arena_measure("optimizer state");
+    layout_state(opt, &opt->state);
+    opt->scratch = measure_scratch(opt);
+    for (int i = 0; i < opt->route_count; i++)
+        if (opt->routes[i].optimizer == OPTIMIZER_MUON)
+            orthogonalizer_admit(&opt->orthogonalizer, opt->routes[i].momentum.shape[2],
+                                 opt->routes[i].momentum.shape[3]);
+    return status;
+}
+
+Status optimizer_allocate(Optimizer *opt) {
+    Status status = status_ok();
+    if (FAILED(status, orthogonalizer_allocate(&opt->orthogonalizer))) goto failed;
+    if (FAILED(status, arena_allocate(&opt->state, opt->be))) goto failed;
+    if (FAILED(status, arena_allocate(&opt->scratch, opt->be))) goto failed;
+    layout_state(opt, &opt->state);
+    return status;
+failed:
+    optimizer_free(opt);
+    return status;
+}
+
+void optimizer_free(Optimizer *opt) {
+    orthogonalizer_free(&opt->orthogonalizer);
+    arena_free(&opt->state);
+    arena_free(&opt->scratch);
+    free(opt->routes);
+    opt->routes = NULL;
+    opt->route_count = 0;
+}
+
+int64_t optimizer_planned_bytes(const Optimizer *opt) {
+    int64_t state = opt->state.base ? opt->state.size : opt->state.used;
+    int64_t scratch = opt->scratch.base ? opt->scratch.size : opt->scratch.used;
+    return state + scratch + orthogonalizer_host_bytes(&opt->orthogonalizer);
+}
+
+/* ---- the step --------------------------------------------------------------------------------------------------- */
+
+typedef struct {
+    double lr;
+    AdamwStep adamw; /* but for decay, which is the route's */
+    MomentumStep momentum;
+    UpdateObserver *observer;
+    void *context;
+} StepContext;
+
+static Tensor working_copy(const ParamTable *params, const Route *route) {
+    bool separate = params->work.data != params->master.data;
+    return separate ? route_view(route, params, params->work) : tensor_none();
+}
+
+/* Muon (Jordan et al. 2024; decay and scale from Moonlight 2025). */
+static void muon_pass(Optimizer *opt, const Route *route, const StepContext *s) {
+    Tensor W = route_view(route, opt->params, opt->params->master), copy = working_copy(opt->params, route);
+    Tensor G = route_view(route, opt->params, opt->params->grad), M = route->momentum;
+    Arena scratch = opt->scratch;
+    OrthogonalizeBuffers buffers = layout_pass(opt, &scratch, route);
+    Tensor U = buffers.x;
+
+    op_momentum(opt->be, U, M, G, s->momentum);              /* M <- mu M + G, U = G + mu M */
+    Tensor O = orthogonalize(&opt->orthogonalizer, buffers); /* O = msign(U) */
+    if (s->observer && is_observed(opt, route)) s->observer(s->context, route, M, O);
+    op_apply_update(opt->be, W, copy, O, (float)(1 - s->lr * (double)route->decay),
+                    (float)(s->lr * (double)route->scale));
+}
+
+static void adamw_pass(Optimizer *opt, const Route *route, const StepContext *s) {
+    Tensor w = route_view(route, opt->params, opt->params->master), copy = working_copy(opt->params, route);
+    Tensor g = route_view(route, opt->params, opt->params->grad);
+    AdamwStep step = s->adamw;
+    step.decay = route->decay;
+    op_adamw(opt->be, w, copy, route->momentum, route->second, g, step);
+}
+
+/* After the step, hands out m̂/(sqrt(v̂)+eps): what one more AdamW step would add to a zero weight at lr = -1, with betas
+ * of 1, which leave m and v as they are. Unlike the difference of the weights this loses no digits, also at lr = 0. */
+static void observe_adamw(Optimizer *opt, const Route *route, const StepContext *s) {
+    Arena scratch = opt->scratch;
+    Tensor update = layout_pass(opt, &scratch, route).x;
+    Tensor g = route_view(route, opt->params, opt->params->grad);
+    AdamwStep step = s->adamw;
+    step.lr = -1, step.beta1 = 1, step.beta2 = 1, step.decay = 0;
+    op_fill(opt->be, update, 0);
+    op_adamw(opt->be, update, tensor_none(), route->momentum, route->second, g, step);
+    s->observer(s->context, route, route->momentum, update);
+}
+
+static void for_each_pass(Optimizer *opt, const Route *route, const StepContext *s,
+                          void (*pass)(Optimizer *, const Route *, const StepContext *)) {
+    int64_t most = layers_per_pass(opt, route);
+    for (int64_t first = 0; first < route->layers; first += most) {
+        int64_t rest = route->layers - first;
+        Route part = narrow(route, first, rest < most ? rest : most);
+        pass(opt, &part, s);
+    }
+}
+
+/* AdamW's own rate follows the same schedule: it stays in proportion to optimizer.lr. */
+static StepContext prepare_step(const OptimizerConfig *c, int64_t step, double lr, float grad_scale) {
+    double adamw_lr = c->adamw.lr > 0 ? lr * c->adamw.lr / c->lr : lr;
+    AdamwStep adamw = {.lr = (float)adamw_lr,
+                       .beta1 = (float)c->adamw.beta1,
+                       .beta2 = (float)c->adamw.beta2,
+                       .eps = (float)c->adamw.eps,
+                       .correction1 = (float)(1 - pow(c->adamw.beta1, (double)step)),
+                       .correction2 = (float)(1 - pow(c->adamw.beta2, (double)step)),
+                       .grad_scale = grad_scale};
+    MomentumStep momentum = {.form = c->muon.momentum_form == MUON_MOMENTUM_EMA ? MOMENTUM_EMA : MOMENTUM_SUM,
+                             .mu = (float)c->muon.momentum,
+                             .nesterov = c->muon.nesterov,
+                             .grad_scale = grad_scale};
+    return (StepContext){.lr = lr, .adamw = adamw, .momentum = momentum};
+}
+
+void optimizer_step(Optimizer *opt, int64_t step, double lr, float grad_scale, UpdateObserver *observer,
+                    void *context) {
+    CHECK(step >= 1, "step %lld; steps count from 1", (long long)step);
+    StepContext s = prepare_step(&opt->config, step, lr, grad_scale);
+    s.observer = observer, s.context = context;
+    for (int i = 0; i < opt->route_count; i++) {
+        const Route *route = &opt->routes[i];
+        if (route->optimizer == OPTIMIZER_MUON) {
+            for_each_pass(opt, route, &s, muon_pass);
+        } else {
+            adamw_pass(opt, route, &s);
+            if (observer && is_observed(opt, route)) for_each_pass(opt, route, &s, observe_adamw);
+        }
+    }
+}
+
+double optimizer_grad_norm(Optimizer *opt) {
+    Arena scratch = opt->scratch;
+    Tensor square_sum = layout_square_sum(&scratch);
+    float value;
+    op_fill(opt->be, square_sum, 0);
+    op_sum_squares(opt->be, square_sum, opt->params->grad); /* the padding between parameters stays zero */
+    backend_to_host(opt->be, &value, square_sum);
+    return sqrt((double)value);
+}
+
+/* ---- state, tensor by tensor ------------------------------------------------------------------------------------ */
+
+static int tensors_per_layer(const Route *route) {
+    return route->optimizer == OPTIMIZER_ADAMW ? 2 : 1;
+}
+
+int64_t optimizer_state_count(const Optimizer *opt) {
+    int64_t count = 0;
+    for (int i = 0; i < opt->route_count; i++) count += opt->routes[i].layers * tensors_per_layer(&opt->routes[i]);
+    return count;
+}
+
+Tensor optimizer_state_tensor(const Optimizer *opt, int64_t index, char *name, int64_t size) {
+    CHECK(index >= 0 && index < optimizer_state_count(opt), "state tensor %lld", (long long)index);
+    int i = 0;
+    while (index >= opt->routes[i].layers * tensors_per_layer(&opt->routes[i])) {
+        index -= opt->routes[i].layers * tensors_per_layer(&opt->routes[i]);
+        i++;
+    }
+    const Route *route = &opt->routes[i];
+    int64_t layer = index / tensors_per_layer(route);
+    int which = (int)(index % tensors_per_layer(route));
+    optimizer_state_name(opt, i, route->first + layer, which, name, size);
+    Tensor of_layer = tensor_index(which == 0 ? route->momentum : route->second, layer);
+    return tensor_as_2d(of_layer, of_layer.shape[0] * of_layer.shape[1], of_layer.shape[2]);
+}
+
+char *optimizer_state_name(const Optimizer *opt, int route, int64_t layer, int which, char *buffer, int64_t size) {
+    static const char *const adamw_names[] = {"m", "v"};
+    const Route *r = &opt->routes[route];
+    char block[2 * NAME_SIZE];
+    params_block_name(opt->params, r->kind, layer, -1, block, sizeof block);
+    snprintf(buffer, (size_t)size, "%s.%s", block, r->optimizer == OPTIMIZER_MUON ? "momentum" : adamw_names[which]);
+    return buffer;
+}

@@ -1,0 +1,278 @@
+/* Newton-Schulz and exact SVD; see orthogonalize.h.
+ *
+ * Newton-Schulz iterates on the small side. X is stored (n, m) and stays so; for n > m the products are taken through
+ * transposed views, which moves no data:
+ *
+ *      n <= m (wide)    A = X Xᵀ (n,n)     X <- a X + B X
+ *      n >  m (tall)    A = Xᵀ X (m,m)     X <- a X + X B       the transpose of the line above: B is symmetric
+ *
+ * Everything is batched over layers and heads, and ping-pongs between two buffers of X. In bf16 mode X, A and B are
+ * rounded to bf16 after each product, as in the reference implementation; products accumulate in fp32. Coefficients
+ * that would not survive that run in fp32.
+ */
+#include "optim/orthogonalize.h"
+
+#include <cblas.h>
+#include <float.h>
+#include <lapacke.h>
+#include <math.h>
+#include <stdio.h>
+#include <stdlib.h>
+
+#include "core/ops.h"
+
+/* ---- coefficients ----------------------------------------------------------------------------------------------- */
+
+/* clang-format off: one row per iteration */
+/* Intervals are rounded outwards to three digits. */
+const CoefficientSet coefficient_sets[] = {
+    {"muon", "Jordan et al. 2024, Muon", .681, 1.135, 1, {{3.4445, -4.7750, 2.0315}}},
+    {"su", "Su Jianlin, one triple", .821, 1.183, 1, {{3.3748, -4.6969, 2.1433}}},
+    {"taylor", "Taylor expansion of degree 5 (Kenney & Laub 1991)", .228, 1, 1, {{15. / 8, -10. / 8, 3. / 8}}},
+    {"cubic", "Newton-Schulz proper (Higham 2008, chapter 8)", .0758, 1, 1, {{1.5, -.5, 0}}},
+    {"you-5",
+     "You Jiacheng, one triple per iteration",
+     .977,
+     1.032,
+     5,
+     {{4.0848, -6.8946, 2.9270},
+      {3.9505, -6.3029, 2.6377},
+      {3.7418, -5.5913, 2.3037},
+      {2.8769, -3.1427, 1.2046},
+      {2.8366, -3.0525, 1.2012}}},
+    {"su-5",
+     "Su Jianlin, one triple per iteration",
+     .950,
+     1.050,
+     5,
+     {{4.6182, -12.9582, 9.3299},
+      {3.8496, -7.9585, 4.3052},
+      {3.5204, -7.2918, 4.0606},
+      {3.2067, -6.8243, 4.2802},
+      {3.2978, -5.7848, 3.8917}}},
+    {"polar-express",
+     "Amsel et al. 2025, l = 1e-3, safety 1.02 included",
+     .858,
+     1.142,
+     5,
+     {{8.156554524902461, -22.48329292557795, 15.878769915207462},
+      {4.042929935166739, -2.808917465908714, .5000178451051316},
+      {3.8916678022926607, -2.772484153217685, .5060648178503393},
+      {3.285753657755655, -2.3681294933425376, .46449024233003106},
+      {2.3465413258596377, -1.7097828382687081, .42323551169305323}}},
+    {"cans",
+     "Grishina et al. 2025, CANS",
+     .884,
+     1.120,
+     5,
+     {{8.4703, -25.1081, 18.6293},
+      {4.1828, -3.1087, .5806},
+      {3.9619, -2.9541, .5630},
+      {3.2866, -2.4647, .5074},
+      {2.2737, -1.6447, .4162}}},
+    {"deepseek-v4",
+     "DeepSeek-V4: 8 times muon, then to 1 and flat there",
+     .999,
+     1.001,
+     10,
+     {{3.4445, -4.7750, 2.0315},
+      {3.4445, -4.7750, 2.0315},
+      {3.4445, -4.7750, 2.0315},
+      {3.4445, -4.7750, 2.0315},
+      {3.4445, -4.7750, 2.0315},
+      {3.4445, -4.7750, 2.0315},
+      {3.4445, -4.7750, 2.0315},
+      {3.4445, -4.7750, 2.0315},
+      {2, -1.5, .5},
+      {2, -1.5, .5}}},
+};
+/* clang-format on */
+const int coefficient_set_count = sizeof coefficient_sets / sizeof coefficient_sets[0];
+
+const CoefficientSet *coefficient_set_find(const char *name) {
+    for (int i = 0; i < coefficient_set_count; i++)
+        if (strcmp(coefficient_sets[i].name, name) == 0) return &coefficient_sets[i];
+    return NULL;
+}
+
+static Status unknown_set(const char *name) {
+    char names[256] = "";
+    int64_t used = 0;
+    for (int i = 0; i < coefficient_set_count; i++)
+        used += snprintf(names + used, sizeof names - (size_t)used, "%s%s", i ? ", " : "", coefficient_sets[i].name);
+    return status_error(STATUS_BAD_INPUT,
+                        "optimizer.muon.coefficients: there is no set \"%s\"; use one of %s, or a list of [a, b, c]",
+                        name, names);
+}
+
+static const double *triple_of(const Orthogonalizer *o, int iteration) {
+    return o->triples[o->count == 1 ? 0 : iteration];
+}
+
+/* The largest |a s + b s³ + c s⁵| for s in [0, end]. */
+static double peak(const double *abc, double end) {
+    enum { GRID = 1000 };
+    double highest = 0;
+    for (int i = 1; i <= GRID; i++) {
+        double s = end * i / GRID;
+        highest = fmax(highest, fabs(s * (abc[0] + s * s * (abc[1] + s * s * abc[2]))));
+    }
+    return highest;
+}
+
+/* Some sets (su, cans) map the end of their range onto the end of the next, with slopes of 5 to 26 there: values that
+ * rounding pushes out run off, to 1e10 in a few iterations. Rounding A, B and X to bf16 moves them by up to 3/512. */
+static bool survives_bf16(const Orthogonalizer *o) {
+    const double runaway = 2.5; /* no set's range goes beyond 2 on its way */
+    double end = 1;
+    for (int i = 0; i < o->iterations && end < runaway; i++) end = peak(triple_of(o, i), end * (1 + 3. / 512));
+    return end < 1.5;
+}
+
+/* ---- setting up ------------------------------------------------------------------------------------------------- */
+
+Status orthogonalizer_plan(Orthogonalizer *o, const MuonConfig *config, Backend *be) {
+    const CoefficientsConfig *given = &config->coefficients;
+    const CoefficientSet *set = coefficient_set_find(given->set);
+    if (given->set[0] && !set) return unknown_set(given->set);
+    *o = (Orthogonalizer){.be = be, .kind = config->orthogonalize, .count = set ? set->count : given->count};
+    CHECK(o->count >= 1 && o->count <= COEFFICIENTS_MAX, "%d coefficient triples", o->count);
+    memcpy(o->triples, set ? set->triples : given->triples, sizeof o->triples);
+    o->iterations = o->count == 1 ? (int)config->iterations : o->count;
+    bool keep_fp32 = o->kind == ORTHOGONALIZE_SVD || !survives_bf16(o);
+    o->dtype = keep_fp32 ? DTYPE_F32 : be->compute_dtype;
+    return status_ok();
+}
+
+void orthogonalizer_admit(Orthogonalizer *o, int64_t rows, int64_t columns) {
+    if (rows > o->rows) o->rows = rows;
+    if (columns > o->columns) o->columns = columns;
+}
+
+OrthogonalizeBuffers orthogonalizer_layout(const Orthogonalizer *o, Arena *scratch, const int64_t *shape) {
+    if (o->kind == ORTHOGONALIZE_SVD) return (OrthogonalizeBuffers){.x = arena_take(scratch, o->dtype, 4, shape)};
+    int64_t small = shape[2] < shape[3] ? shape[2] : shape[3];
+    int64_t square[4] = {shape[0], shape[1], small, small};
+    return (OrthogonalizeBuffers){.x = arena_take(scratch, o->dtype, 4, shape),
+                                  .next = arena_take(scratch, o->dtype, 4, shape),
+                                  .gram = arena_take(scratch, o->dtype, 4, square),
+                                  .poly = arena_take(scratch, o->dtype, 4, square)};
+}
+
+/* ---- Newton-Schulz ---------------------------------------------------------------------------------------------- */
+
+/* One iteration: writes the next X. */
+static void newton_schulz_step(Backend *be, const OrthogonalizeBuffers *w, const double *abc) {
+    const float a = (float)abc[0], b = (float)abc[1], c = (float)abc[2];
+    Tensor X = w->x, Xt = tensor_transpose(X), A = w->gram, B = w->poly;
+    bool tall = X.shape[2] > X.shape[3];
+    op_matmul(be, A, tall ? Xt : X, tall ? X : Xt, tensor_none(), (MatmulScale){.alpha = 1});
+    op_matmul(be, B, A, A, A, (MatmulScale){.alpha = c, .beta = b});
+    op_matmul(be, w->next, tall ? X : B, tall ? B : X, X, (MatmulScale){.alpha = 1, .beta = a});
+}
+
+static Tensor newton_schulz(const Orthogonalizer *o, OrthogonalizeBuffers w) {
+    op_normalize(o->be, w.x, w.x, 1e-7f); /* no singular value above 1: outside, the polynomials diverge */
+    for (int i = 0; i < o->iterations; i++) {
+        newton_schulz_step(o->be, &w, triple_of(o, i));
+        Tensor previous = w.x;
+        w.x = w.next;
+        w.next = previous;
+    }
+    return w.x;
+}
+
+/* ---- exact SVD -------------------------------------------------------------------------------------------------- */
+
+/* LAPACK's working memory for one (rows, columns) matrix. It works in columns, so our row-major U is its Uᵀ: m x n,
+ * with the factors left (m, small) and right (small, n); msign commutes with the transpose. */
+typedef struct {
+    int64_t size; /* of all, in doubles */
+    int64_t work_size;
+    double *matrix, *left, *right, *sigma, *work;
+    lapack_int *iwork;
+    float *staging; /* the matrix on its way from and to the backend */
+} SvdMemory;
+
+static SvdMemory svd_layout(double *base, int64_t rows, int64_t columns) {
+    int64_t small = rows < columns ? rows : columns, large = rows < columns ? columns : rows;
+    int64_t work_size = 4 * small * small + 7 * small + large; /* dgesdd, jobz = 'S' */
+    int64_t sizes[] = {rows * columns, columns * small, small * rows, small, work_size, 8 * small, rows * columns};
+    int64_t at[8] = {0};
+    for (int i = 0; i < 7; i++) at[i + 1] = at[i] + sizes[i];
+    SvdMemory memory = {.size = at[7], .work_size = work_size};
+    if (!base) return memory;
+    memory.matrix = base + at[0], memory.left = base + at[1], memory.right = base + at[2], memory.sigma = base + at[3];
+    memory.work = base + at[4];
+    memory.iwork = (lapack_int *)(void *)(base + at[5]);
+    memory.staging = (float *)(void *)(base + at[6]);
+    return memory;
+}
+
+int64_t orthogonalizer_host_bytes(const Orthogonalizer *o) {
+    return o->kind == ORTHOGONALIZE_SVD ? svd_layout(NULL, o->rows, o->columns).size * (int64_t)sizeof(double) : 0;
+}
+
+Status orthogonalizer_allocate(Orthogonalizer *o) {
+    int64_t bytes = orthogonalizer_host_bytes(o);
+    if (bytes == 0) return status_ok();
+    o->host = malloc((size_t)bytes);
+    if (o->host) return status_ok();
+    return status_error(
+        STATUS_OUT_OF_MEMORY,
+        "out of memory: the exact SVD needs %lld bytes on the host; set optimizer.muon.orthogonalize to "
+        "\"newton-schulz\"",
+        (long long)bytes);
+}
+
+void orthogonalizer_free(Orthogonalizer *o) {
+    free(o->host);
+    o->host = NULL;
+}
+
+/* How many singular values fp32 data can tell from zero: msign(0) = 0, and the vectors of the rest are arbitrary. */
+static int64_t numerical_rank(const double *sigma, int64_t small, int64_t large) {
+    double noise = sigma[0] * (double)large * (double)FLT_EPSILON;
+    int64_t rank = 0;
+    while (rank < small && sigma[rank] > noise) rank++;
+    return rank;
+}
+
+static bool widen_finite(double *out, const float *x, int64_t n) {
+    bool finite = true;
+    for (int64_t i = 0; i < n; i++) {
+        out[i] = (double)x[i];
+        finite = finite && isfinite(x[i]);
+    }
+    return finite;
+}
+
+static void exact_msign(const Orthogonalizer *o, Tensor x) {
+    int64_t n = x.shape[0], m = x.shape[1], small = n < m ? n : m, large = n < m ? m : n;
+    SvdMemory s = svd_layout(o->host, n, m);
+    backend_to_host(o->be, s.staging, x);
+    bool valid = widen_finite(s.matrix, s.staging, n * m) && /* LAPACK may not return from an infinity */
+                 LAPACKE_dgesdd_work(LAPACK_COL_MAJOR, 'S', (lapack_int)m, (lapack_int)n, s.matrix, (lapack_int)m,
+                                     s.sigma, s.left, (lapack_int)m, s.right, (lapack_int)small, s.work,
+                                     (lapack_int)s.work_size, s.iwork) == 0;
+    if (valid) /* left * right over the rank, columns first */
+        cblas_dgemm(CblasColMajor, CblasNoTrans, CblasNoTrans, (int)m, (int)n,
+                    (int)numerical_rank(s.sigma, small, large), 1, s.left, (int)m, s.right, (int)small, 0, s.matrix,
+                    (int)m);
+    for (int64_t i = 0; i < n * m; i++) s.staging[i] = valid ? (float)s.matrix[i] : NAN;
+    backend_from_host(o->be, x, s.staging);
+}
+
+static Tensor exact_msign_batch(const Orthogonalizer *o, Tensor x) {
+    CHECK(o->host && x.shape[2] <= o->rows && x.shape[3] <= o->columns, "no memory for an SVD of (%lld,%lld)",
+          (long long)x.shape[2], (long long)x.shape[3]);
+    for (int64_t layer = 0; layer < x.shape[0]; layer++)
+        for (int64_t head = 0; head < x.shape[1]; head++) exact_msign(o, tensor_index(tensor_index(x, layer), head));
+    return x;
+}
+
+/* ---- both ------------------------------------------------------------------------------------------------------- */
+
+Tensor orthogonalize(const Orthogonalizer *o, OrthogonalizeBuffers buffers) {
+    return o->kind == ORTHOGONALIZE_SVD ? exact_msign_batch(o, buffers.x) : newton_schulz(o, buffers);
+}

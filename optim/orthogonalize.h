@@ -1,0 +1,53 @@
+/* Orthogonalization: O = msign(U), the orthogonal factor of U's polar decomposition. With U = P S Qᵀ it is P Qᵀ.
+ *
+ * Newton-Schulz (Jordan et al. 2024, "Muon") gets there by matrix products alone: each iteration maps every singular
+ * value s to a s + b s³ + c s⁵ and leaves the singular vectors where they are. A coefficient set is a choice of (a, b,
+ * c) per iteration; none reaches exactly 1 in few iterations, and `low` and `high` say how far from it they stay. The
+ * exact SVD (LAPACK, on the host) is the tests' oracle and an option of the config.
+ */
+#pragma once
+
+#include "core/arena.h"
+#include "core/config.h"
+
+typedef struct {
+    const char *name, *source;
+    double low, high; /* a singular value in [.01, 1] lands in [low, high] (exact arithmetic, default iterations) */
+    int count;        /* of triples; a single one is repeated optimizer.muon.iterations times (default 5) */
+    double triples[COEFFICIENTS_MAX][3];
+} CoefficientSet;
+
+extern const CoefficientSet coefficient_sets[];
+extern const int coefficient_set_count;
+const CoefficientSet *coefficient_set_find(const char *name); /* NULL: there is none */
+
+/* What one pass over a batch of matrices works in. U goes into x; the rest is private to orthogonalize(). */
+typedef struct {
+    Tensor x, next;    /* (layers, heads or 1, n, m): the iterate, and the one after it */
+    Tensor gram, poly; /* (layers, heads or 1, min(n,m), min(n,m)): A = X Xᵀ and B = b A + c A² */
+} OrthogonalizeBuffers;
+
+typedef struct {
+    Backend *be;
+    OrthogonalizeKind kind;
+    DType dtype; /* of X: the backend's; f32 for svd, and for coefficients that bf16's rounding would make diverge */
+    int iterations, count;
+    double triples[COEFFICIENTS_MAX][3];
+    int64_t rows, columns; /* svd: the largest matrix that `host` has room for */
+    double *host;          /* svd: LAPACK's working memory */
+} Orthogonalizer;
+
+/* Resolves the coefficients. STATUS_BAD_INPUT: no such set. Allocates nothing. */
+Status orthogonalizer_plan(Orthogonalizer *o, const MuonConfig *config, Backend *be);
+/* Makes sure that matrices of this shape will fit. Between plan and allocate. */
+void orthogonalizer_admit(Orthogonalizer *o, int64_t rows, int64_t columns);
+int64_t orthogonalizer_host_bytes(const Orthogonalizer *o); /* 0 for Newton-Schulz */
+Status orthogonalizer_allocate(Orthogonalizer *o);
+void orthogonalizer_free(Orthogonalizer *o);
+
+/* The buffers of one pass over matrices of `shape` (4 numbers), from an arena that measures or that has memory. */
+OrthogonalizeBuffers orthogonalizer_layout(const Orthogonalizer *o, Arena *scratch, const int64_t *shape);
+
+/* O = msign(U) of every matrix in buffers.x. Returns O, which lies in the buffers; U is overwritten. A zero matrix
+ * gives zero, a non-finite one gives NaN. */
+Tensor orthogonalize(const Orthogonalizer *o, OrthogonalizeBuffers buffers);

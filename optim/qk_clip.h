@@ -1,0 +1,23 @@
+/* QK-Clip (Kimi K2 report 2025, algorithm 1): after the optimizer step, heads whose attention logits grew past tau have
+ * their query and key projections scaled down, so that the same inputs would have given a maximum of tau.
+ *
+ *      S = MaxLogit of the head in this step's forward;  gamma = min(1, tau / S) for S > 0, else 1
+ *      MHA: W_q, b_q *= gamma^alpha,  W_k, b_k *= gamma^(1-alpha)
+ *      GQA: W_q, b_q *= gamma of its own head; the shared key stays (scaling it would clip the siblings)
+ *
+ * The master weights are scaled, then their working copies refreshed. A NaN or infinite S clips nothing.
+ */
+#pragma once
+
+#include "core/config.h"
+#include "core/params.h"
+
+typedef struct {
+    int64_t layer, head;
+    float gamma, max_logit;
+} ClipEvent;
+
+/* max_logit: (layers, heads) on the host. Writes what was clipped into events (room for layers * heads); returns the
+ * count. */
+int64_t qk_clip_apply(Backend *be, const ParamTable *params, const QkClipConfig *config, int64_t kv_heads,
+                      const float *max_logit, ClipEvent *events);
