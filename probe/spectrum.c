@@ -1,0 +1,291 @@
+/* Singular values through the fp64 Gram matrix, and the statistics of their distribution; see spectrum.h.
+ *
+ * A probe takes a run of matrices from the backend one layer at a time and measures them in parallel, one thread a
+ * matrix, each with a serial BLAS and LAPACK:
+ *
+ *      run (layers, heads, rows, columns)      stage (device, f32)         host (f32)
+ *      | layer 0: h0 h1 ..  | --op_copy-->  | whole matrix | --to_host--> | layer 0 |
+ *      | layer 1: h0 h1 ..  |    (heads go side by side or one              | layer 1 |
+ *                                 below the other, as in the block)
+ *
+ * A head of q or k is a range of rows, so its matrix is contiguous in the host copy of the whole one.
+ */
+#include "probe/spectrum.h"
+
+#include <cblas.h>
+#include <float.h>
+#include <lapacke.h>
+#include <math.h>
+#include <omp.h>
+#include <stdlib.h>
+
+#include "core/ops.h"
+
+static const double nan_value = (double)NAN;
+
+/* ---- statistics ------------------------------------------------------------------------------------------------- */
+
+static double plogp(double p) {
+    return p > 0 ? p * log(p) : 0;
+}
+
+Spectrum spectrum_from_values(const double *sigma, int64_t r) {
+    double max = 0, sum = 0, sum_sq = 0;
+    for (int64_t i = 0; i < r; i++) {
+        if (!isfinite(sigma[i])) return (Spectrum){nan_value, nan_value, nan_value, nan_value, nan_value};
+        max = fmax(max, sigma[i]);
+    }
+    if (max == 0) return (Spectrum){0};
+    /* in units of the largest, so that no square over- or underflows */
+    for (int64_t i = 0; i < r; i++) {
+        double x = sigma[i] / max;
+        sum += x;
+        sum_sq += x * x;
+    }
+    double entropy = 0, entropy_sq = 0;
+    for (int64_t i = 0; i < r; i++) {
+        double x = sigma[i] / max;
+        entropy -= plogp(x / sum);
+        entropy_sq -= plogp(x * x / sum_sq);
+    }
+    return (Spectrum){.sigma_max = max,
+                      .entropy = entropy,
+                      .entropy_sq = r > 1 ? entropy_sq / log((double)r) : 1,
+                      .effective_rank = exp(entropy),
+                      .stable_rank = sum_sq};
+}
+
+/* ---- singular values -------------------------------------------------------------------------------------------- */
+
+enum {
+    PANEL = 384,       /* columns (or rows) of the matrix that are converted to fp64 at a time */
+    LAPACK_BLOCK = 64, /* dsyev's workspace for n: (2 + block) n, with no block of LAPACK's wider than 64 */
+};
+
+static int64_t smaller(int64_t a, int64_t b) {
+    return a < b ? a : b;
+}
+
+/* workspace: | Gram r x r | panel r x PANEL, and after it dsyev's work | */
+static int64_t scratch_size(int64_t r) {
+    int64_t panel = r * PANEL, lapack = (2 + LAPACK_BLOCK) * r;
+    return panel > lapack ? panel : lapack;
+}
+
+int64_t spectrum_workspace_size(int64_t rows, int64_t columns) {
+    int64_t r = smaller(rows, columns);
+    return r * r + scratch_size(r);
+}
+
+/* panel = the (rows, columns) part of `matrix`, in fp64. False if some element is not finite. */
+static bool convert_panel(double *panel, const float *matrix, int64_t stride, int64_t rows, int64_t columns) {
+    bool finite = true;
+    for (int64_t i = 0; i < rows; i++) {
+        for (int64_t j = 0; j < columns; j++) {
+            float x = matrix[i * stride + j];
+            finite &= isfinite(x) != 0;
+            panel[i * columns + j] = (double)x;
+        }
+    }
+    return finite;
+}
+
+/* The upper triangle of W Wᵀ (rows <= columns) or of Wᵀ W, panel by panel. fp64 squares of fp32 numbers are exact and
+ * cannot overflow. False if W is not finite. */
+static bool gram_matrix(double *gram, const float *matrix, int64_t rows, int64_t columns, double *panel) {
+    bool wide = rows <= columns;
+    int64_t r = smaller(rows, columns), length = wide ? columns : rows;
+    for (int64_t start = 0; start < length; start += PANEL) {
+        int64_t count = smaller(PANEL, length - start);
+        double beta = start == 0 ? 0 : 1;
+        bool finite = wide ? convert_panel(panel, matrix + start, columns, rows, count)
+                           : convert_panel(panel, matrix + start * columns, columns, count, columns);
+        if (!finite) return false;
+        cblas_dsyrk(CblasRowMajor, CblasUpper, wide ? CblasNoTrans : CblasTrans, (int)r, (int)count, 1, panel,
+                    (int)(wide ? count : columns), beta, gram, (int)r);
+    }
+    return true;
+}
+
+void spectrum_singular_values(double *sigma, const float *matrix, int64_t rows, int64_t columns, double *workspace) {
+    int64_t r = smaller(rows, columns);
+    double *gram = workspace, *scratch = workspace + r * r;
+    bool known = gram_matrix(gram, matrix, rows, columns, scratch);
+    /* Without vectors dsyev, dsyevd and dsyevr are the same reduction and root-free QL, and equally fast (384: 6 ms);
+     * the two-stage reduction takes twice as long up to 768. Row-major upper is LAPACK's lower. */
+    if (known) {
+        known = LAPACKE_dsyev_work(LAPACK_COL_MAJOR, 'N', 'L', (lapack_int)r, gram, (lapack_int)r, sigma, scratch,
+                                   (lapack_int)scratch_size(r)) == 0;
+    }
+    if (!known) {
+        for (int64_t i = 0; i < r; i++) sigma[i] = nan_value;
+        return;
+    }
+    /* an eigenvalue below this is rounding of the larger ones: its root would be a singular value that is not there */
+    double noise = (double)r * DBL_EPSILON * sigma[r - 1];
+    for (int64_t i = 0; i < r; i++) sigma[i] = sigma[i] > noise ? sqrt(sigma[i]) : 0;
+    for (int64_t i = 0, j = r - 1; i < j; i++, j--) {
+        double ascending = sigma[i];
+        sigma[i] = sigma[j];
+        sigma[j] = ascending;
+    }
+}
+
+/* ---- the BLAS's own threads ------------------------------------------------------------------------------------- */
+
+/* OpenBLAS may be called from several threads at once only while it starts none itself. Weak: another BLAS has no such
+ * functions, and then the user sees to it (MKL_NUM_THREADS=1 and the like). */
+extern void openblas_set_num_threads(int count) __attribute__((weak));
+extern int openblas_get_num_threads(void) __attribute__((weak));
+
+static int blas_threads(void) {
+    return openblas_get_num_threads ? openblas_get_num_threads() : 1;
+}
+
+static void set_blas_threads(int count) {
+    if (openblas_set_num_threads) openblas_set_num_threads(count);
+}
+
+/* ---- the probe -------------------------------------------------------------------------------------------------- */
+
+struct SpectrumProbe {
+    const ParamTable *params;
+    Backend *be;
+    int threads;
+    int64_t record_count, record_capacity;
+    SpectrumRecord *records;
+    int64_t host_elements; /* of the longest run */
+    float *host;
+    int64_t workspace_size; /* doubles a thread: singular values, then spectrum_singular_values' workspace */
+    double *workspaces;
+    int64_t stage_elements; /* of the largest matrix */
+    void *stage;            /* in the backend's memory */
+};
+
+enum { SPECTRUM_OF_COUNT = SPECTRUM_UPDATE + 1 };
+
+static int64_t largest(int64_t a, int64_t b) {
+    return a > b ? a : b;
+}
+
+static int measured_heads(const BlockKind *kind) {
+    return kind->role == ROLE_Q || kind->role == ROLE_K ? kind->heads : 0;
+}
+
+static void plan(SpectrumProbe *probe) {
+    const ParamTable *params = probe->params;
+    for (int i = 0; i < params->kind_count; i++) {
+        const BlockKind *kind = &params->kinds[i];
+        if (!params_is_hidden_matrix(kind)) continue;
+        int64_t layers = params_kind_layers(params, i), columns = params->params[kind->param].columns;
+        int64_t elements = kind->rows * columns;
+        int64_t workspace = smaller(kind->rows, columns) + spectrum_workspace_size(kind->rows, columns);
+        CHECK(measured_heads(kind) == 0 || kind->head_axis == HEADS_IN_ROWS, "heads of %s are columns", kind->name);
+        probe->record_capacity += SPECTRUM_OF_COUNT * layers * (1 + measured_heads(kind));
+        probe->stage_elements = largest(probe->stage_elements, elements);
+        probe->host_elements = largest(probe->host_elements, layers * elements);
+        probe->workspace_size = largest(probe->workspace_size, workspace);
+    }
+}
+
+Status spectrum_probe_create(SpectrumProbe **out, const ParamTable *params, Backend *be) {
+    SpectrumProbe *probe = calloc(1, sizeof *probe);
+    if (!probe) return status_error(STATUS_OUT_OF_MEMORY, "no memory for the spectrum probe");
+    probe->params = params;
+    probe->be = be;
+    probe->threads = be->threads > 0 ? be->threads : omp_get_max_threads();
+    plan(probe);
+    Status status = status_ok();
+    probe->records = calloc((size_t)probe->record_capacity + 1, sizeof *probe->records);
+    probe->host = calloc((size_t)probe->host_elements + 1, sizeof *probe->host);
+    probe->workspaces = calloc((size_t)(probe->threads * probe->workspace_size) + 1, sizeof *probe->workspaces);
+    if (!probe->records || !probe->host || !probe->workspaces) {
+        status = status_error(STATUS_OUT_OF_MEMORY, "no memory for the spectrum probe's %lld bytes",
+                              (long long)spectrum_probe_bytes(probe));
+        goto fail;
+    }
+    int64_t stage_bytes = probe->stage_elements * dtype_size(DTYPE_F32);
+    if (stage_bytes > 0 && FAILED(status, backend_alloc(be, &probe->stage, stage_bytes, "spectrum probe"))) goto fail;
+    *out = probe;
+    return status;
+fail:
+    spectrum_probe_free(probe);
+    return status;
+}
+
+void spectrum_probe_free(SpectrumProbe *probe) {
+    if (!probe) return;
+    if (probe->stage) backend_free(probe->be, probe->stage, probe->stage_elements * dtype_size(DTYPE_F32));
+    free(probe->workspaces);
+    free(probe->host);
+    free(probe->records);
+    free(probe);
+}
+
+int64_t spectrum_probe_bytes(const SpectrumProbe *probe) {
+    return probe->record_capacity * (int64_t)sizeof *probe->records +
+           (probe->host_elements + probe->stage_elements) * (int64_t)sizeof *probe->host +
+           probe->threads * probe->workspace_size * (int64_t)sizeof *probe->workspaces;
+}
+
+void spectrum_probe_begin(SpectrumProbe *probe) {
+    probe->record_count = 0;
+}
+
+const SpectrumRecord *spectrum_probe_records(const SpectrumProbe *probe, int64_t *count) {
+    *count = probe->record_count;
+    return probe->records;
+}
+
+/* Every layer's whole matrix, row-major in probe->host, whatever the run's split, strides and dtype. */
+static void fetch_run(SpectrumProbe *probe, Tensor run, HeadAxis axis) {
+    int64_t heads = run.shape[1], rows = run.shape[2], columns = run.shape[3];
+    int64_t elements = heads * rows * columns;
+    bool in_rows = axis == HEADS_IN_ROWS;
+    Tensor whole = tensor_1d(probe->stage, DTYPE_F32, elements);
+    Tensor by_head = tensor_as_3d(whole, heads, rows, columns);
+    if (!in_rows) {
+        by_head.stride[0] = columns;
+        by_head.stride[1] = heads * columns;
+    }
+    for (int64_t layer = 0; layer < run.shape[0]; layer++) {
+        op_copy(probe->be, by_head, tensor_index(run, layer));
+        backend_to_host(probe->be, probe->host + layer * elements, whole);
+    }
+}
+
+static void measure(SpectrumProbe *probe, SpectrumRecord *record, const float *matrix, int64_t rows, int64_t columns) {
+    double *sigma = probe->workspaces + omp_get_thread_num() * probe->workspace_size;
+    int64_t r = smaller(rows, columns);
+    spectrum_singular_values(sigma, matrix, rows, columns, sigma + r);
+    record->spectrum = spectrum_from_values(sigma, r);
+}
+
+void spectrum_probe_add(SpectrumProbe *probe, int kind, int64_t first_layer, BlockSplit split, Tensor run,
+                        SpectrumOf of) {
+    const BlockKind *block = &probe->params->kinds[kind];
+    int64_t layers = run.shape[0], rows = block->rows, columns = probe->params->params[block->param].columns;
+    int64_t heads = measured_heads(block), matrices = layers * (1 + heads);
+    CHECK(run.ndim == 4 && run.shape[1] == (split == SPLIT_PER_HEAD ? block->heads : 1) &&
+              run.shape[1] * run.shape[2] * run.shape[3] == rows * columns,
+          "the run is not one of %s", block->name);
+    CHECK(layers * rows * columns <= probe->host_elements, "%lld layers of %s", (long long)layers, block->name);
+    CHECK(probe->record_count + matrices <= probe->record_capacity, "%s was added twice in a step", block->name);
+    fetch_run(probe, run, block->head_axis);
+
+    SpectrumRecord *records = probe->records + probe->record_count;
+    probe->record_count += matrices;
+    int blas_threads_before = blas_threads();
+    set_blas_threads(1);
+    /* the large ones first: then no thread starts one when the others have finished */
+#pragma omp parallel for schedule(dynamic) num_threads(probe->threads)
+    for (int64_t i = 0; i < matrices; i++) {
+        bool whole = i < layers;
+        int64_t layer = whole ? i : (i - layers) / heads, head = whole ? -1 : (i - layers) % heads;
+        int64_t head_rows = whole ? rows : rows / heads;
+        const float *matrix = probe->host + (layer * rows + (whole ? 0 : head * head_rows)) * columns;
+        records[i] = (SpectrumRecord){.kind = kind, .layer = first_layer + layer, .head = (int)head, .of = of};
+        measure(probe, &records[i], matrix, head_rows, columns);
+    }
+    set_blas_threads(blas_threads_before);
+}

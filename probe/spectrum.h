@@ -1,0 +1,54 @@
+/* Singular-value spectra of weights, momentum and updates.
+ *
+ * With sigma_1 .. sigma_r the r = min(n,m) singular values of an (n,m) matrix W:
+ *
+ *      p_i = sigma_i / sum sigma        entropy        = -sum p ln p   (nats)            (Roy & Vetterli 2007)
+ *                                       effective_rank = exp(entropy)
+ *      p_i = sigma_i^2 / sum sigma^2    entropy_sq     = -(1/ln r) sum p ln p, in [0,1]  (Moonlight 2025)
+ *                                       stable_rank    = |W|_F^2 / sigma_max^2
+ *
+ * The values are square roots of the eigenvalues of the fp64 Gram matrix, by LAPACK: several times faster than an SVD
+ * (the tests' oracle), and exact to fp32's own rounding: values below about sqrt(r) 1.5e-8 sigma_max come out as 0.
+ */
+#pragma once
+
+#include "core/params.h"
+
+typedef struct {
+    double sigma_max, entropy, entropy_sq, effective_rank, stable_rank;
+} Spectrum;
+
+/* Of singular values in any order. All zero: every field is 0. Some value not finite: every field is NaN. r = 1:
+ * entropy_sq is 1, the limit of equal values. */
+Spectrum spectrum_from_values(const double *sigma, int64_t r);
+
+/* All singular values of a (rows, columns) row-major matrix, descending, into sigma (min(rows, columns) of them).
+ * workspace: spectrum_workspace_size(rows, columns) doubles. For many matrices in parallel see SpectrumProbe: the BLAS
+ * must not start threads of its own then. NaN if the matrix is not finite. */
+int64_t spectrum_workspace_size(int64_t rows, int64_t columns);
+void spectrum_singular_values(double *sigma, const float *matrix, int64_t rows, int64_t columns, double *workspace);
+
+typedef enum { SPECTRUM_WEIGHT, SPECTRUM_MOMENTUM, SPECTRUM_UPDATE } SpectrumOf;
+
+typedef struct {
+    int kind; /* block kind: its role is the name in the metrics */
+    int64_t layer;
+    int head; /* -1: the whole block */
+    SpectrumOf of;
+    Spectrum spectrum;
+} SpectrumRecord;
+
+/* Collects the records of one step: every hidden matrix whole, and q and k also head by head. All memory is taken by
+ * spectrum_probe_create: host copies of the longest run of matrices, and workspace for each thread. */
+typedef struct SpectrumProbe SpectrumProbe;
+Status spectrum_probe_create(SpectrumProbe **probe, const ParamTable *params, Backend *be);
+void spectrum_probe_free(SpectrumProbe *probe);           /* NULL is fine */
+int64_t spectrum_probe_bytes(const SpectrumProbe *probe); /* all that create took, for the plan */
+void spectrum_probe_begin(SpectrumProbe *probe);          /* forgets the records */
+
+/* Copies a run of blocks to the host and measures its matrices, in parallel. run: (layers, heads or 1, rows, columns),
+ * f32 or bf16, strided, as params_block_run gives it for `split`; a run that comes split per head is put together
+ * for the whole block's record. Records come in the order: whole matrices by layer, then heads by layer and head. */
+void spectrum_probe_add(SpectrumProbe *probe, int kind, int64_t first_layer, BlockSplit split, Tensor run,
+                        SpectrumOf of);
+const SpectrumRecord *spectrum_probe_records(const SpectrumProbe *probe, int64_t *count);
