@@ -1,0 +1,509 @@
+/* The forward and backward pass; see gpt.h for the model and the letters.
+ *
+ * The residual stream x is never overwritten in the forward pass: layer l reads layers[l].input, leaves `middle` after
+ * attention, and writes layers[l+1].input (or gpt.final), because the backward pass of the norms reads all of them.
+ * In the backward pass one buffer, gpt.dx, is the gradient of the residual stream: branches add to it.
+ *
+ *      forward    input -norm1-> -qkv-> -rope-> -attention-> -out-> + input = middle -norm2-> -up-> -act-> -down-> +
+ * middle backward   the same list, read from the right
+ */
+#include "model/gpt.h"
+
+#include <math.h>
+#include <stdlib.h>
+
+#include "core/ops.h"
+#include "core/rng.h"
+
+/* ---- parameters ------------------------------------------------------------------------------------------------- */
+
+static void describe_embeddings(Gpt *g) {
+    ParamTable *t = &g->params;
+    g->index[PARAM_WTE] = params_add_matrix(t, "wte", 0, g->V, g->C);
+    params_add_block(t, "embed", ROLE_EMBED, g->index[PARAM_WTE], 0, g->V, 1, HEADS_IN_ROWS);
+    if (g->config.position == POSITION_LEARNED) {
+        g->index[PARAM_WPE] = params_add_matrix(t, "wpe", 0, g->T, g->C);
+        params_add_block(t, "position", ROLE_POSITION, g->index[PARAM_WPE], 0, g->T, 1, HEADS_IN_ROWS);
+    }
+}
+
+/* A vector that is one block of its own, unless `wanted` is false. */
+static void describe_vector(Gpt *g, GptParam id, const char *name, Role role, int64_t layers, int64_t rows,
+                            bool wanted) {
+    if (!wanted) return;
+    g->index[id] = params_add_vector(&g->params, name, layers, rows);
+    params_add_block(&g->params, name, role, g->index[id], 0, rows, 1, HEADS_IN_ROWS);
+}
+
+static void describe_attention(Gpt *g) {
+    ParamTable *t = &g->params;
+    const ModelConfig *c = &g->config;
+    int64_t q = g->H * g->D, kv = g->K * g->D;
+    int heads = (int)g->H, kv_heads = (int)g->K;
+
+    describe_vector(g, PARAM_NORM1, "norm1", ROLE_NORM, g->L, g->C, true);
+    describe_vector(g, PARAM_NORM1_BIAS, "norm1_bias", ROLE_BIAS, g->L, g->C, c->bias && c->norm == NORM_LAYERNORM);
+
+    int qkv = g->index[PARAM_QKV] = params_add_matrix(t, "qkv", g->L, q + 2 * kv, g->C);
+    params_add_block(t, "q", ROLE_Q, qkv, 0, q, heads, HEADS_IN_ROWS);
+    params_add_block(t, "k", ROLE_K, qkv, q, kv, kv_heads, HEADS_IN_ROWS);
+    params_add_block(t, "v", ROLE_V, qkv, q + kv, kv, kv_heads, HEADS_IN_ROWS);
+    if (c->bias) {
+        int bias = g->index[PARAM_QKV_BIAS] = params_add_vector(t, "qkv_bias", g->L, q + 2 * kv);
+        params_add_block(t, "q_bias", ROLE_BIAS, bias, 0, q, heads, HEADS_IN_ROWS);
+        params_add_block(t, "k_bias", ROLE_BIAS, bias, q, kv, kv_heads, HEADS_IN_ROWS);
+        params_add_block(t, "v_bias", ROLE_BIAS, bias, q + kv, kv, kv_heads, HEADS_IN_ROWS);
+    }
+    describe_vector(g, PARAM_Q_NORM, "q_norm", ROLE_NORM, g->L, g->D, c->qk_norm);
+    describe_vector(g, PARAM_K_NORM, "k_norm", ROLE_NORM, g->L, g->D, c->qk_norm);
+
+    g->index[PARAM_OUT] = params_add_matrix(t, "out", g->L, g->C, q);
+    params_add_block(t, "o", ROLE_O, g->index[PARAM_OUT], 0, g->C, heads, HEADS_IN_COLUMNS);
+    describe_vector(g, PARAM_OUT_BIAS, "o_bias", ROLE_BIAS, g->L, g->C, c->bias);
+}
+
+static void describe_mlp(Gpt *g) {
+    ParamTable *t = &g->params;
+    const ModelConfig *c = &g->config;
+    bool gated = c->mlp == MLP_SWIGLU;
+    int64_t up_rows = gated ? 2 * g->F : g->F;
+
+    describe_vector(g, PARAM_NORM2, "norm2", ROLE_NORM, g->L, g->C, true);
+    describe_vector(g, PARAM_NORM2_BIAS, "norm2_bias", ROLE_BIAS, g->L, g->C, c->bias && c->norm == NORM_LAYERNORM);
+    int up = g->index[PARAM_UP] = params_add_matrix(t, "up", g->L, up_rows, g->C);
+    if (gated) params_add_block(t, "gate", ROLE_GATE, up, 0, g->F, 1, HEADS_IN_ROWS);
+    params_add_block(t, "up", ROLE_UP, up, up_rows - g->F, g->F, 1, HEADS_IN_ROWS);
+    describe_vector(g, PARAM_UP_BIAS, "up_bias", ROLE_BIAS, g->L, up_rows, c->bias);
+    g->index[PARAM_DOWN] = params_add_matrix(t, "down", g->L, g->C, g->F);
+    params_add_block(t, "down", ROLE_DOWN, g->index[PARAM_DOWN], 0, g->C, 1, HEADS_IN_ROWS);
+    describe_vector(g, PARAM_DOWN_BIAS, "down_bias", ROLE_BIAS, g->L, g->C, c->bias);
+}
+
+static void describe_head(Gpt *g) {
+    const ModelConfig *c = &g->config;
+    describe_vector(g, PARAM_NORMF, "normf", ROLE_NORM, 0, g->C, true);
+    describe_vector(g, PARAM_NORMF_BIAS, "normf_bias", ROLE_BIAS, 0, g->C, c->bias && c->norm == NORM_LAYERNORM);
+    if (c->tie_embeddings) return;
+    g->index[PARAM_HEAD] = params_add_matrix(&g->params, "head", 0, g->V, g->C);
+    params_add_block(&g->params, "head", ROLE_HEAD, g->index[PARAM_HEAD], 0, g->V, 1, HEADS_IN_ROWS);
+}
+
+static Tensor weight(const Gpt *g, GptParam id, int64_t layer) {
+    return g->index[id] < 0 ? tensor_none() : params_weight(&g->params, g->index[id], layer);
+}
+
+static Tensor gradient(const Gpt *g, GptParam id, int64_t layer) {
+    return g->index[id] < 0 ? tensor_none() : params_tensor(&g->params, g->params.grad, g->index[id], layer);
+}
+
+/* ---- memory ----------------------------------------------------------------------------------------------------- */
+
+/* Logits are made and used up in chunks of tokens: as many as keep a chunk near 32 Mi elements, whatever the
+ * vocabulary. */
+static int64_t logits_chunk(const Gpt *g) {
+    int64_t rows = ((int64_t)32 << 20) / g->V / 64 * 64;
+    return rows < 64 ? (g->N < 64 ? g->N : 64) : rows < g->N ? rows : g->N;
+}
+
+static void layout_layer(Gpt *g, Arena *arena, LayerActivations *a) {
+    const DType t = g->be->compute_dtype;
+    const int64_t N = g->N, C = g->C, F = g->F;
+    bool layernorm = g->config.norm == NORM_LAYERNORM;
+
+    a->input = arena_take_2d(arena, t, N, C);
+    a->norm1 = arena_take_2d(arena, t, N, C);
+    a->rstd1 = arena_take_1d(arena, DTYPE_F32, N);
+    a->qkv = arena_take_3d(arena, t, N, g->H + 2 * g->K, g->D);
+    a->att = arena_take_2d(arena, t, N, g->H * g->D);
+    a->lse = arena_take_3d(arena, DTYPE_F32, g->B, g->H, g->T);
+    a->middle = arena_take_2d(arena, t, N, C);
+    a->norm2 = arena_take_2d(arena, t, N, C);
+    a->rstd2 = arena_take_1d(arena, DTYPE_F32, N);
+    a->up = arena_take_2d(arena, t, N, g->config.mlp == MLP_SWIGLU ? 2 * F : F);
+    a->act = arena_take_2d(arena, t, N, F);
+    if (layernorm) {
+        a->mean1 = arena_take_1d(arena, DTYPE_F32, N);
+        a->mean2 = arena_take_1d(arena, DTYPE_F32, N);
+    }
+    if (g->config.qk_norm) {
+        a->q_norm = arena_take_3d(arena, t, N, g->H, g->D);
+        a->k_norm = arena_take_3d(arena, t, N, g->K, g->D);
+        a->q_rstd = arena_take_2d(arena, DTYPE_F32, N, g->H);
+        a->k_rstd = arena_take_2d(arena, DTYPE_F32, N, g->K);
+    }
+}
+
+static void layout_activations(Gpt *g, Arena *arena) {
+    const DType t = g->be->compute_dtype;
+    const int64_t N = g->N, C = g->C;
+
+    g->tokens = arena_take_2d(arena, DTYPE_I32, g->B, g->T);
+    g->targets = arena_take_2d(arena, DTYPE_I32, g->B, g->T);
+    for (int64_t l = 0; l < g->L; l++) layout_layer(g, arena, &g->layers[l]);
+    g->final = arena_take_2d(arena, t, N, C);
+    g->normf = arena_take_2d(arena, t, N, C);
+    g->meanf = arena_take_1d(arena, DTYPE_F32, N);
+    g->rstdf = arena_take_1d(arena, DTYPE_F32, N);
+    g->rope = arena_take_2d(arena, DTYPE_F32, g->T, g->D);
+    g->logits = arena_take_2d(arena, t, logits_chunk(g), g->V);
+    g->losses = arena_take_1d(arena, DTYPE_F32, N);
+    g->loss_sum = arena_take_1d(arena, DTYPE_F32, 1);
+    g->max_logit = arena_take_2d(arena, DTYPE_F32, g->L, g->H);
+    g->max_abs = arena_take_2d(arena, DTYPE_F32, g->L, g->H);
+    g->branch = arena_take_2d(arena, t, N, C);
+
+    g->dx = arena_take_2d(arena, t, N, C);
+    g->datt = arena_take_2d(arena, t, N, g->H * g->D);
+    g->dqkv = arena_take_3d(arena, t, N, g->H + 2 * g->K, g->D);
+    g->dup = arena_take_2d(arena, t, N, g->config.mlp == MLP_SWIGLU ? 2 * g->F : g->F);
+    g->dact = arena_take_2d(arena, t, N, g->F);
+    if (g->config.qk_norm) {
+        g->dq_norm = arena_take_3d(arena, t, N, g->H, g->D);
+        g->dk_norm = arena_take_3d(arena, t, N, g->K, g->D);
+    }
+}
+
+Status gpt_plan(Gpt *g, const ModelConfig *config, int64_t micro_batch, Backend *be) {
+    *g = (Gpt){.be = be,
+               .config = *config,
+               .B = micro_batch,
+               .T = config->context,
+               .N = micro_batch * config->context,
+               .C = config->width,
+               .H = config->heads,
+               .K = config->kv_heads,
+               .D = config->width / config->heads,
+               .F = config->mlp_width,
+               .V = config->vocab,
+               .L = config->layers,
+               .weights = arena_measure("weights"),
+               .gradients = arena_measure("gradients"),
+               .activations = arena_measure("activations")};
+    for (int i = 0; i < GPT_PARAM_COUNT; i++) g->index[i] = -1;
+    g->layers = calloc((size_t)g->L, sizeof *g->layers);
+    if (!g->layers)
+        return status_error(STATUS_OUT_OF_MEMORY, "no memory for the tables of %lld layers", (long long)g->L);
+    describe_embeddings(g);
+    describe_attention(g);
+    describe_mlp(g);
+    describe_head(g);
+    params_layout(&g->params, &g->weights, &g->gradients, be->compute_dtype);
+    layout_activations(g, &g->activations);
+    return status_ok();
+}
+
+int64_t gpt_planned_bytes(const Gpt *g) {
+    return g->weights.used + g->gradients.used + g->activations.used;
+}
+
+static int64_t max_i64(int64_t a, int64_t b) {
+    return a > b ? a : b;
+}
+
+OpLimits gpt_op_limits(const Gpt *g) {
+    return (OpLimits){.rows = max_i64(g->N, g->V),
+                      .width = max_i64(max_i64(g->C, 2 * g->F), (g->H + 2 * g->K) * g->D),
+                      .vocab = g->V,
+                      .batch = g->B,
+                      .context = g->T,
+                      .heads = g->H,
+                      .head_size = g->D};
+}
+
+/* Cosines and sines of t * theta^(-2i/D), halves side by side as op_rope wants them. */
+static Status fill_rope_table(Gpt *g) {
+    int64_t half = g->D / 2;
+    float *table = calloc((size_t)(g->T * g->D), sizeof *table);
+    if (!table) return status_error(STATUS_OUT_OF_MEMORY, "no memory for the table of rotary angles");
+    for (int64_t t = 0; t < g->T; t++) {
+        for (int64_t i = 0; i < half; i++) {
+            double angle = (double)t * pow(g->config.rope_theta, -2.0 * (double)i / (double)g->D);
+            table[t * g->D + i] = (float)cos(angle);
+            table[t * g->D + half + i] = (float)sin(angle);
+        }
+    }
+    backend_from_host(g->be, g->rope, table);
+    free(table);
+    return status_ok();
+}
+
+Status gpt_allocate(Gpt *g) {
+    Status status;
+    if (FAILED(status, arena_allocate(&g->weights, g->be))) return status;
+    if (FAILED(status, arena_allocate(&g->gradients, g->be))) return status;
+    if (FAILED(status, arena_allocate(&g->activations, g->be))) return status;
+    params_layout(&g->params, &g->weights, &g->gradients, g->be->compute_dtype);
+    layout_activations(g, &g->activations);
+    return fill_rope_table(g);
+}
+
+void gpt_free(Gpt *g) {
+    arena_free(&g->weights);
+    arena_free(&g->gradients);
+    arena_free(&g->activations);
+    free(g->layers);
+    *g = (Gpt){0};
+}
+
+/* ---- initial weights -------------------------------------------------------------------------------------------- */
+
+static void init_param(Gpt *g, int param, int64_t seed, double std, double constant, float *host) {
+    const Param *p = &g->params.params[param];
+    int64_t n = p->rows * p->columns;
+    for (int64_t layer = 0; layer < p->count; layer++) {
+        /* The parameter's place in the table, the layer and the element make the counter: no tensor's values depend on
+         * another's shape. */
+        uint64_t first = ((uint64_t)param << 48) + ((uint64_t)layer << 36);
+#pragma omp parallel for
+        for (int64_t i = 0; i < n; i++)
+            host[i] =
+                (float)(constant + (std > 0 ? std * rng_normal((uint64_t)seed, RNG_INIT, first + (uint64_t)i) : 0));
+        backend_from_host(g->be, params_tensor(&g->params, g->params.master, param, layer), host);
+    }
+}
+
+Status gpt_init_weights(Gpt *g, int64_t seed) {
+    int64_t largest = 0;
+    for (int p = 0; p < g->params.param_count; p++)
+        largest = max_i64(largest, g->params.params[p].rows * g->params.params[p].columns);
+    float *host = malloc((size_t)largest * sizeof *host);
+    if (!host) return status_error(STATUS_OUT_OF_MEMORY, "no memory for %lld initial weights", (long long)largest);
+
+    const double std = g->config.init_std, residual_std = std / sqrt(2.0 * (double)g->L);
+    for (int id = 0; id < GPT_PARAM_COUNT; id++) {
+        if (g->index[id] < 0) continue;
+        bool residual = id == PARAM_OUT || id == PARAM_DOWN;
+        bool norm =
+            id == PARAM_NORM1 || id == PARAM_NORM2 || id == PARAM_NORMF || id == PARAM_Q_NORM || id == PARAM_K_NORM;
+        bool bias = g->params.params[g->index[id]].vector && !norm;
+        init_param(g, g->index[id], seed, norm || bias ? 0.0 : residual ? residual_std : std, norm ? 1.0 : 0.0, host);
+    }
+    free(host);
+    params_refresh_work(g->be, &g->params);
+    return status_ok();
+}
+
+/* ---- forward ---------------------------------------------------------------------------------------------------- */
+
+static void norm(Gpt *g, Tensor out, Tensor mean, Tensor rstd, Tensor x, GptParam w, GptParam bias, int64_t layer) {
+    const float eps = (float)g->config.norm_eps;
+    if (g->config.norm == NORM_LAYERNORM)
+        op_layernorm(g->be, out, mean, rstd, x, weight(g, w, layer), weight(g, bias, layer), eps);
+    else
+        op_rmsnorm(g->be, out, rstd, x, weight(g, w, layer), eps);
+}
+
+/* The parts of a fused (N,H+2K,D) tensor as (B,T,heads,D) views; with qk-norm, attention reads the normalized copies.
+ */
+typedef struct {
+    Tensor q, k, v;
+} Heads;
+
+static Tensor heads_4d(const Gpt *g, Tensor fused, int64_t first, int64_t count) {
+    return tensor_slice(tensor_as_4d(fused, g->B, g->T, fused.shape[1], g->D), 2, first, count);
+}
+
+static Heads split_heads(const Gpt *g, Tensor qkv, Tensor q_norm, Tensor k_norm) {
+    bool normed = g->config.qk_norm;
+    return (Heads){.q = normed ? heads_4d(g, q_norm, 0, g->H) : heads_4d(g, qkv, 0, g->H),
+                   .k = normed ? heads_4d(g, k_norm, 0, g->K) : heads_4d(g, qkv, g->H, g->K),
+                   .v = heads_4d(g, qkv, g->H + g->K, g->K)};
+}
+
+static AttentionParams attention_params(const Gpt *g) {
+    return (AttentionParams){.scale = (float)(1.0 / sqrt((double)g->D)), .softcap = (float)g->config.attention_softcap};
+}
+
+static Tensor flat(Tensor t, int64_t rows) {
+    return tensor_as_2d(t, rows, tensor_numel(t) / rows);
+}
+
+static void forward_attention(Gpt *g, LayerActivations *a, int64_t l) {
+    Backend *be = g->be;
+    Heads h = split_heads(g, a->qkv, a->q_norm, a->k_norm);
+
+    norm(g, a->norm1, a->mean1, a->rstd1, a->input, PARAM_NORM1, PARAM_NORM1_BIAS, l);
+    op_linear(be, flat(a->qkv, g->N), a->norm1, weight(g, PARAM_QKV, l), weight(g, PARAM_QKV_BIAS, l));
+    if (g->config.qk_norm) {
+        const float eps = (float)g->config.norm_eps;
+        op_rmsnorm(be, a->q_norm, a->q_rstd, tensor_slice(a->qkv, 1, 0, g->H), weight(g, PARAM_Q_NORM, l), eps);
+        op_rmsnorm(be, a->k_norm, a->k_rstd, tensor_slice(a->qkv, 1, g->H, g->K), weight(g, PARAM_K_NORM, l), eps);
+    }
+    if (g->config.position == POSITION_ROPE) {
+        op_rope(be, h.q, g->rope);
+        op_rope(be, h.k, g->rope);
+    }
+    op_attention(be, heads_4d(g, tensor_as_3d(a->att, g->N, g->H, g->D), 0, g->H), a->lse,
+                 tensor_index(g->max_logit, l), tensor_index(g->max_abs, l), h.q, h.k, h.v, attention_params(g));
+    op_linear(be, g->branch, a->att, weight(g, PARAM_OUT, l), weight(g, PARAM_OUT_BIAS, l));
+    op_add(be, a->middle, a->input, g->branch);
+}
+
+static void forward_mlp(Gpt *g, LayerActivations *a, Tensor output, int64_t l) {
+    Backend *be = g->be;
+    norm(g, a->norm2, a->mean2, a->rstd2, a->middle, PARAM_NORM2, PARAM_NORM2_BIAS, l);
+    op_linear(be, a->up, a->norm2, weight(g, PARAM_UP, l), weight(g, PARAM_UP_BIAS, l));
+    if (g->config.mlp == MLP_SWIGLU)
+        op_swiglu(be, a->act, a->up);
+    else
+        op_gelu(be, a->act, a->up);
+    op_linear(be, g->branch, a->act, weight(g, PARAM_DOWN, l), weight(g, PARAM_DOWN_BIAS, l));
+    op_add(be, output, a->middle, g->branch);
+}
+
+void gpt_forward(Gpt *g) {
+    op_embed(g->be, g->layers[0].input, g->tokens, weight(g, PARAM_WTE, 0), weight(g, PARAM_WPE, 0));
+    for (int64_t l = 0; l < g->L; l++) {
+        forward_attention(g, &g->layers[l], l);
+        forward_mlp(g, &g->layers[l], l + 1 < g->L ? g->layers[l + 1].input : g->final, l);
+    }
+    norm(g, g->normf, g->meanf, g->rstdf, g->final, PARAM_NORMF, PARAM_NORMF_BIAS, 0);
+}
+
+/* ---- loss ------------------------------------------------------------------------------------------------------- */
+
+static GptParam head_param(const Gpt *g) {
+    return g->config.tie_embeddings ? PARAM_WTE : PARAM_HEAD;
+}
+
+typedef struct {
+    Tensor x, logits, targets, losses, dx; /* the rows of one chunk */
+} Chunk;
+
+static Chunk loss_chunk(const Gpt *g, int64_t first) {
+    int64_t left = g->N - first, rows = left < g->logits.shape[0] ? left : g->logits.shape[0];
+    return (Chunk){.x = tensor_slice(g->normf, 0, first, rows),
+                   .logits = tensor_slice(g->logits, 0, 0, rows),
+                   .targets = tensor_slice(tensor_reshape(g->targets, 1, &g->N), 0, first, rows),
+                   .losses = tensor_slice(g->losses, 0, first, rows),
+                   .dx = tensor_slice(g->branch, 0, first, rows)};
+}
+
+void gpt_loss(Gpt *g) {
+    for (int64_t first = 0; first < g->N; first += g->logits.shape[0]) {
+        Chunk c = loss_chunk(g, first);
+        op_linear(g->be, c.logits, c.x, weight(g, head_param(g), 0), tensor_none());
+        op_cross_entropy(g->be, c.losses, c.logits, c.targets);
+    }
+    op_sum(g->be, g->loss_sum, g->losses);
+}
+
+void gpt_loss_and_gradient(Gpt *g, float loss_scale) {
+    Backend *be = g->be;
+    Tensor w = weight(g, head_param(g), 0), dw = gradient(g, head_param(g), 0);
+    for (int64_t first = 0; first < g->N; first += g->logits.shape[0]) {
+        Chunk c = loss_chunk(g, first);
+        op_linear(be, c.logits, c.x, w, tensor_none());
+        op_cross_entropy_grad(be, c.losses, c.logits, c.targets, loss_scale); /* logits now hold their gradient */
+        op_linear_grad_input(be, c.dx, c.logits, w);
+        op_linear_grad_weight(be, dw, tensor_none(), c.logits, c.x);
+    }
+    op_sum(be, g->loss_sum, g->losses);
+}
+
+/* ---- backward --------------------------------------------------------------------------------------------------- */
+
+/* g->dx += gradient through a norm whose output's gradient is g->branch. */
+static void norm_backward(Gpt *g, Tensor x, Tensor mean, Tensor rstd, GptParam w, GptParam bias, int64_t layer) {
+    if (g->config.norm == NORM_LAYERNORM)
+        op_layernorm_grad(g->be, g->dx, gradient(g, w, layer), gradient(g, bias, layer), g->branch, x, mean, rstd,
+                          weight(g, w, layer));
+    else
+        op_rmsnorm_grad(g->be, g->dx, gradient(g, w, layer), g->branch, x, rstd, weight(g, w, layer));
+}
+
+/* dx = dout w, dw += doutᵀ x, dbias += sum dout. */
+static void linear_backward(Gpt *g, Tensor dx, Tensor dout, Tensor x, GptParam w, GptParam bias, int64_t layer) {
+    op_linear_grad_weight(g->be, gradient(g, w, layer), gradient(g, bias, layer), dout, x);
+    op_linear_grad_input(g->be, dx, dout, weight(g, w, layer));
+}
+
+static void backward_mlp(Gpt *g, LayerActivations *a, int64_t l) {
+    linear_backward(g, g->dact, g->dx, a->act, PARAM_DOWN, PARAM_DOWN_BIAS, l);
+    if (g->config.mlp == MLP_SWIGLU)
+        op_swiglu_grad(g->be, g->dup, g->dact, a->up);
+    else
+        op_gelu_grad(g->be, g->dup, g->dact, a->up);
+    linear_backward(g, g->branch, g->dup, a->norm2, PARAM_UP, PARAM_UP_BIAS, l);
+    norm_backward(g, a->middle, a->mean2, a->rstd2, PARAM_NORM2, PARAM_NORM2_BIAS, l);
+}
+
+/* dqkv's q and k parts = gradient through the per-head norms. */
+static void qk_norm_backward(Gpt *g, LayerActivations *a, int64_t l) {
+    Tensor x_q = tensor_slice(a->qkv, 1, 0, g->H), dx_q = tensor_slice(g->dqkv, 1, 0, g->H);
+    Tensor x_k = tensor_slice(a->qkv, 1, g->H, g->K), dx_k = tensor_slice(g->dqkv, 1, g->H, g->K);
+    op_fill(g->be, tensor_slice(g->dqkv, 1, 0, g->H + g->K), 0); /* the norm's gradient accumulates */
+    op_rmsnorm_grad(g->be, dx_q, gradient(g, PARAM_Q_NORM, l), g->dq_norm, x_q, a->q_rstd, weight(g, PARAM_Q_NORM, l));
+    op_rmsnorm_grad(g->be, dx_k, gradient(g, PARAM_K_NORM, l), g->dk_norm, x_k, a->k_rstd, weight(g, PARAM_K_NORM, l));
+}
+
+static void backward_attention(Gpt *g, LayerActivations *a, int64_t l) {
+    Backend *be = g->be;
+    Heads h = split_heads(g, a->qkv, a->q_norm, a->k_norm), d = split_heads(g, g->dqkv, g->dq_norm, g->dk_norm);
+    Tensor att = tensor_as_3d(a->att, g->N, g->H, g->D), datt = tensor_as_3d(g->datt, g->N, g->H, g->D);
+
+    linear_backward(g, g->datt, g->dx, a->att, PARAM_OUT, PARAM_OUT_BIAS, l);
+    op_attention_grad(be, d.q, d.k, d.v, heads_4d(g, datt, 0, g->H), heads_4d(g, att, 0, g->H), a->lse, h.q, h.k, h.v,
+                      attention_params(g));
+    if (g->config.position == POSITION_ROPE) {
+        op_rope_grad(be, d.q, g->rope);
+        op_rope_grad(be, d.k, g->rope);
+    }
+    if (g->config.qk_norm) qk_norm_backward(g, a, l);
+    linear_backward(g, g->branch, flat(g->dqkv, g->N), a->norm1, PARAM_QKV, PARAM_QKV_BIAS, l);
+    norm_backward(g, a->input, a->mean1, a->rstd1, PARAM_NORM1, PARAM_NORM1_BIAS, l);
+}
+
+void gpt_backward(Gpt *g) {
+    op_fill(g->be, g->dx, 0);
+    norm_backward(g, g->final, g->meanf, g->rstdf, PARAM_NORMF, PARAM_NORMF_BIAS, 0);
+    for (int64_t l = g->L - 1; l >= 0; l--) {
+        backward_mlp(g, &g->layers[l], l);
+        backward_attention(g, &g->layers[l], l);
+    }
+    op_embed_grad(g->be, gradient(g, PARAM_WTE, 0), gradient(g, PARAM_WPE, 0), g->dx, g->tokens);
+}
+
+/* ---- the rest --------------------------------------------------------------------------------------------------- */
+
+void gpt_set_batch(Gpt *g, const int32_t *tokens, const int32_t *targets) {
+    backend_from_host(g->be, g->tokens, tokens);
+    if (targets) backend_from_host(g->be, g->targets, targets);
+}
+
+void gpt_zero_gradients(Gpt *g) {
+    op_fill(g->be, g->params.grad, 0);
+}
+
+void gpt_reset_statistics(Gpt *g) {
+    op_fill(g->be, g->loss_sum, 0);
+    op_fill(g->be, g->max_logit, -INFINITY);
+    op_fill(g->be, g->max_abs, -INFINITY);
+}
+
+void gpt_logits_at(Gpt *g, int64_t position, float *logits) {
+    CHECK(position >= 0 && position < g->T, "position %lld of %lld", (long long)position, (long long)g->T);
+    Tensor row = tensor_slice(g->logits, 0, 0, 1);
+    for (int64_t b = 0; b < g->B; b++) {
+        Tensor x = tensor_slice(g->normf, 0, b * g->T + position, 1);
+        op_linear(g->be, row, x, weight(g, head_param(g), 0), tensor_none());
+        float *out = logits + b * g->V;
+        backend_to_host(g->be, out, row);
+        if (row.dtype != DTYPE_BF16) continue;
+        const bf16 *packed = (const bf16 *)(const void *)out; /* the row fills the lower half: widen it from the end */
+        for (int64_t v = g->V - 1; v >= 0; v--) {
+            bf16 narrow = packed[v];
+            out[v] = bf16_to_f32(narrow);
+        }
+    }
+}
+
+int64_t gpt_parameters(const Gpt *g) {
+    return g->params.count;
+}
+
+double gpt_flops_per_token(const Gpt *g) {
+    int64_t n =
+        g->params.count - (g->index[PARAM_WPE] >= 0 ? g->T * g->C : 0) - (g->index[PARAM_HEAD] >= 0 ? g->V * g->C : 0);
+    return 6.0 * (double)n + 6.0 * (double)(g->L * g->C * g->T);
+}

@@ -1,0 +1,105 @@
+/* GPT: weights, forward, backward. A pre-norm decoder-only transformer in the GPT-2 and Llama families and between
+ * them.
+ *
+ *      x = wte[tokens] (+ wpe)
+ *      per layer:  x += out(attention(rope(qkv(norm1(x)))));   x += down(act(up(norm2(x))))
+ *      logits = head(normf(x))
+ *
+ * Letters: B batch, T context, N = B*T, C width, H heads, K key/value heads, D = C/H head size, F mlp width, V
+ * vocabulary, L layers. The model holds activations for one micro-batch; gradients accumulate over micro-batches.
+ */
+#pragma once
+
+#include "core/config.h"
+#include "core/params.h"
+
+typedef enum {
+    PARAM_WTE,   /* (V,C) */
+    PARAM_WPE,   /* (T,C), learned positions */
+    PARAM_NORM1, /* (L,C) */
+    PARAM_NORM1_BIAS,
+    PARAM_QKV, /* (L,(H+2K)D,C): rows of q, then k, then v */
+    PARAM_QKV_BIAS,
+    PARAM_Q_NORM, /* (L,D), qk_norm */
+    PARAM_K_NORM,
+    PARAM_OUT, /* (L,C,HD) */
+    PARAM_OUT_BIAS,
+    PARAM_NORM2,
+    PARAM_NORM2_BIAS,
+    PARAM_UP, /* (L,F,C), or gate and up stacked (L,2F,C) */
+    PARAM_UP_BIAS,
+    PARAM_DOWN, /* (L,C,F) */
+    PARAM_DOWN_BIAS,
+    PARAM_NORMF, /* (C) */
+    PARAM_NORMF_BIAS,
+    PARAM_HEAD, /* (V,C), separate head */
+    GPT_PARAM_COUNT
+} GptParam;
+
+/* Activations that the backward pass reads, one set per layer. */
+typedef struct {
+    Tensor input;               /* (N,C): the residual stream as it enters the layer */
+    Tensor norm1, mean1, rstd1; /* (N,C), (N), (N) */
+    Tensor qkv;                 /* (N,H+2K,D); after rope unless qk_norm */
+    Tensor q_norm, q_rstd;      /* (N,H,D) after rope, (N,H): qk_norm only */
+    Tensor k_norm, k_rstd;      /* (N,K,D), (N,K) */
+    Tensor att, lse;            /* (N,HD), (B,H,T) */
+    Tensor middle;              /* (N,C): the residual stream between attention and mlp */
+    Tensor norm2, mean2, rstd2;
+    Tensor up;  /* (N,F) or (N,2F): before the activation */
+    Tensor act; /* (N,F) */
+} LayerActivations;
+
+typedef struct {
+    Backend *be;
+    ModelConfig config;
+    int64_t B, T, N, C, H, K, D, F, V, L;
+    ParamTable params;
+    int index[GPT_PARAM_COUNT]; /* place in params; -1: this model has none */
+
+    Arena weights, gradients, activations;
+    LayerActivations *layers;   /* L of them, on the host */
+    Tensor tokens, targets;     /* (B,T) i32 */
+    Tensor final;               /* (N,C): the residual stream after the last layer */
+    Tensor normf, meanf, rstdf; /* (N,C), (N), (N) */
+    Tensor rope;                /* (T,D) f32: cosines, sines */
+    Tensor logits;              /* (chunk,V): never the whole batch; see gpt_loss */
+    Tensor losses;              /* (N) f32 */
+    Tensor loss_sum;            /* (1) f32 */
+    Tensor max_logit, max_abs;  /* (L,H) f32: running maxima since gpt_reset_statistics */
+    Tensor branch;              /* (N,C): what a branch adds to the stream; backward: the gradient of a norm's output */
+    Tensor dx;                  /* (N,C): gradient of the residual stream */
+    Tensor dqkv, datt, dup, dact; /* backward temporaries, shapes as in LayerActivations */
+    Tensor dq_norm, dk_norm;      /* qk_norm only */
+} Gpt;
+
+/* Describes the parameters and measures memory; allocates nothing. --dry-run stops here. */
+Status gpt_plan(Gpt *gpt, const ModelConfig *config, int64_t micro_batch, Backend *be);
+int64_t gpt_planned_bytes(const Gpt *gpt); /* of the three arenas */
+OpLimits gpt_op_limits(const Gpt *gpt);    /* for backend_reserve */
+Status gpt_allocate(Gpt *gpt);             /* after gpt_plan */
+void gpt_free(Gpt *gpt);
+
+/* Weights from the seed: normal with init_std, residual projections ("out", "down") scaled by 1/sqrt(2L) (Radford et
+ * al. 2019, section 2.3), norms 1, biases 0. The same values on every backend. */
+Status gpt_init_weights(Gpt *gpt, int64_t seed);
+
+/* tokens, targets: B*T int32 on the host; targets may be NULL when no loss is wanted. */
+void gpt_set_batch(Gpt *gpt, const int32_t *tokens, const int32_t *targets);
+
+void gpt_zero_gradients(Gpt *gpt);
+void gpt_reset_statistics(Gpt *gpt); /* loss_sum = 0; max_logit, max_abs = -infinity: no logit seen */
+
+void gpt_forward(Gpt *gpt);
+/* Adds the sum of the batch's losses (nats) to loss_sum. */
+void gpt_loss(Gpt *gpt);
+/* The same, and the gradient of loss_scale * sum: the head's here, the rest in gpt_backward. */
+void gpt_loss_and_gradient(Gpt *gpt, float loss_scale);
+void gpt_backward(Gpt *gpt);
+
+/* Logits of position t of every row, to the host: B*V floats. After gpt_forward. */
+void gpt_logits_at(Gpt *gpt, int64_t t, float *logits);
+
+int64_t gpt_parameters(const Gpt *gpt);
+/* Training FLOPs per token: 6 N + 6 L C T, N = parameters without the position table, the embedding counted once. */
+double gpt_flops_per_token(const Gpt *gpt);

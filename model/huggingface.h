@@ -1,0 +1,33 @@
+/* What a model of ours is called in Hugging Face `transformers`: architecture, config.json, names and shapes of
+ * tensors.
+ *
+ *      layernorm, learned positions, gelu, bias, tied head, every head its own k and v    GPT2LMHeadModel
+ *      rmsnorm, rope, swiglu                                                              LlamaForCausalLM
+ *      the same with qk_norm, without bias                                                Qwen3ForCausalLM
+ *      any other combination, and any with an attention softcap                           TrainGptForCausalLM
+ *
+ * The first three load in transformers as they are. The last is a name of our own, with Llama's names for the tensors:
+ * transformers knows no model that computes the same, and refuses it by its name instead of computing something else.
+ * Qwen3, and a Llama's biases in the mlp, need a transformers that knows them (4.53 does; 4.36 leaves such biases out).
+ */
+#pragma once
+
+#include "model/gpt.h"
+
+enum { FILE_TENSOR_NAME_SIZE = 96 };
+
+/* A tensor as it goes into a safetensors file. */
+typedef struct {
+    char name[FILE_TENSOR_NAME_SIZE];
+    Tensor tensor;   /* (rows, columns) or (rows), f32, contiguous, in the backend's memory */
+    bool transposed; /* the file holds (columns, rows) */
+} FileTensor;
+
+const char *huggingface_architecture(const ModelConfig *config);
+
+/* Every element of the model's parameters once, as views of the master weights. Fills `list` unless it is NULL; returns
+ * how many there are. */
+int64_t huggingface_tensors(const Gpt *gpt, FileTensor *list);
+
+/* config.json of this model; NULL without memory. The caller frees it. */
+char *huggingface_config(const ModelConfig *config);
