@@ -128,9 +128,17 @@ void optimizer_free(Optimizer *opt) {
 }
 
 int64_t optimizer_planned_bytes(const Optimizer *opt) {
-    int64_t state = opt->state.base ? opt->state.size : opt->state.used;
-    int64_t scratch = opt->scratch.base ? opt->scratch.size : opt->scratch.used;
-    return state + scratch + orthogonalizer_host_bytes(&opt->orthogonalizer);
+    return arena_bytes(&opt->state) + arena_bytes(&opt->scratch) + orthogonalizer_host_bytes(&opt->orthogonalizer);
+}
+
+double optimizer_step_flops(const Optimizer *opt) {
+    double flops = 0;
+    for (int i = 0; i < opt->route_count; i++) {
+        const int64_t *shape = opt->routes[i].momentum.shape;
+        if (opt->routes[i].optimizer == OPTIMIZER_MUON)
+            flops += (double)(shape[0] * shape[1]) * orthogonalizer_flops(&opt->orthogonalizer, shape[2], shape[3]);
+    }
+    return flops;
 }
 
 /* ---- the step --------------------------------------------------------------------------------------------------- */

@@ -42,6 +42,7 @@ typedef struct {
 Status optimizer_plan(Optimizer *opt, ParamTable *params, const OptimizerConfig *config, Backend *be);
 Status optimizer_allocate(Optimizer *opt); /* after optimizer_plan and once params has its memory; state is zero */
 void optimizer_free(Optimizer *opt);
+double optimizer_step_flops(const Optimizer *opt);     /* of the orthogonalizations; the rest is memory traffic */
 int64_t optimizer_planned_bytes(const Optimizer *opt); /* of state, scratch, and the svd's host memory */
 
 /* One step with the gradients of the whole batch. `step` counts from 1 (AdamW's bias correction); `lr` is the scheduled

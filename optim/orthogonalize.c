@@ -213,6 +213,12 @@ int64_t orthogonalizer_host_bytes(const Orthogonalizer *o) {
     return o->kind == ORTHOGONALIZE_SVD ? svd_layout(NULL, o->rows, o->columns).size * (int64_t)sizeof(double) : 0;
 }
 
+double orthogonalizer_flops(const Orthogonalizer *o, int64_t rows, int64_t columns) {
+    double k = (double)(rows < columns ? rows : columns), product = (double)rows * (double)columns * k;
+    if (o->kind == ORTHOGONALIZE_SVD) return 6 * product + 8 * k * k * k;
+    return o->iterations * (4 * product + 2 * k * k * k);
+}
+
 Status orthogonalizer_allocate(Orthogonalizer *o) {
     int64_t bytes = orthogonalizer_host_bytes(o);
     if (bytes == 0) return status_ok();

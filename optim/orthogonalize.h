@@ -42,6 +42,9 @@ Status orthogonalizer_plan(Orthogonalizer *o, const MuonConfig *config, Backend 
 /* Makes sure that matrices of this shape will fit. Between plan and allocate. */
 void orthogonalizer_admit(Orthogonalizer *o, int64_t rows, int64_t columns);
 int64_t orthogonalizer_host_bytes(const Orthogonalizer *o); /* 0 for Newton-Schulz */
+/* Of one (n, m) matrix. Newton-Schulz with k = min(n, m): 4 n m k + 2 k³ an iteration (A, B X, A²). An SVD costs about
+ * 4 n m k + 8 k³ (Golub & Van Loan, figure 8.6.1) and the product U Vᵀ 2 n m k. */
+double orthogonalizer_flops(const Orthogonalizer *o, int64_t rows, int64_t columns);
 Status orthogonalizer_allocate(Orthogonalizer *o);
 void orthogonalizer_free(Orthogonalizer *o);
 

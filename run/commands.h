@@ -1,0 +1,53 @@
+/* The command line and every subcommand but training (which is train_gpt.c itself). */
+#pragma once
+
+#include <stdio.h>
+
+#include "core/config.h"
+
+typedef enum {
+    COMMAND_TRAIN,
+    COMMAND_DRY_RUN,
+    COMMAND_SAMPLE,
+    COMMAND_EVAL,
+    COMMAND_PREPARE,
+    COMMAND_INSPECT,
+    COMMAND_HELP,
+    COMMAND_VERSION,
+    COMMAND_SCHEMA,
+} Command;
+
+typedef struct {
+    Command command;
+    const char *config_path; /* NULL: configs/default.json, or the built-in defaults if there is no such file */
+    const char *resume_dir;  /* NULL: a new run */
+    const char *run_dir;     /* sample, eval */
+    int override_count;      /* key=value arguments */
+    char **overrides;
+    int file_count; /* prepare, inspect: the other plain arguments */
+    char **files;
+
+    /* sample */
+    const char *prompt;
+    int64_t length; /* tokens to generate */
+    double temperature;
+    int64_t top_k; /* 0: all */
+    int64_t sample_seed;
+
+    /* prepare */
+    double val_fraction;
+    int64_t shard_tokens;
+} CommandLine;
+
+/* Points into argv, which it reorders. STATUS_BAD_INPUT names the argument. */
+Status command_line_parse(CommandLine *line, int argc, char **argv);
+/* The configuration that a training or dry run asks for: a file's, or a run's when it resumes. */
+Status command_line_config(const CommandLine *line, Config *config);
+
+Status command_dry_run(const Config *config);
+Status command_sample(const CommandLine *line);
+Status command_eval(const CommandLine *line);
+Status command_prepare(const CommandLine *line);
+Status command_inspect(const CommandLine *line);
+void command_help(FILE *out);
+void command_version(FILE *out);

@@ -1,0 +1,213 @@
+/* metrics.jsonl, the progress line and the plan; see report.h. */
+#include "run/report.h"
+
+#include <math.h>
+#include <stdlib.h>
+#include <unistd.h>
+
+/* ---- plan ------------------------------------------------------------------------------------------------------- */
+
+typedef struct {
+    const char *name, *what;
+    int64_t bytes;
+} MemoryRow;
+
+enum { MEMORY_ROWS = 7 };
+
+static void memory_rows(const Trainer *t, MemoryRow rows[MEMORY_ROWS]) {
+    const Gpt *g = &t->gpt;
+    const MemoryRow all[MEMORY_ROWS] = {
+        {"weights", "fp32 masters and working copies", arena_bytes(&g->weights)},
+        {"gradients", "fp32", arena_bytes(&g->gradients)},
+        {"optimizer", "momentum, second moments, orthogonalizer", optimizer_planned_bytes(&t->optimizer)},
+        {"activations", "of one micro-batch", arena_bytes(&g->activations)},
+        {"scratch", "of the ops", backend_scratch_bytes(&t->backend, gpt_op_limits(g))},
+        {"probe", "spectra, on the host", t->spectrum ? spectrum_probe_bytes(t->spectrum) : 0},
+        {"program", "code, libraries, mapped data so far", t->base_memory},
+    };
+    for (int i = 0; i < MEMORY_ROWS; i++) rows[i] = all[i];
+}
+
+int64_t report_print_plan(const Trainer *t, FILE *out) {
+    const Gpt *g = &t->gpt;
+    MemoryRow rows[MEMORY_ROWS];
+    int64_t total = 0;
+    memory_rows(t, rows);
+    fprintf(out, "memory\n");
+    for (int i = 0; i < MEMORY_ROWS; i++) {
+        fprintf(out, "  %-12s %9.1f MiB   %s\n", rows[i].name, (double)rows[i].bytes / 0x1p20, rows[i].what);
+        total += rows[i].bytes;
+    }
+    fprintf(out, "  %-12s %9.1f MiB\n", "total", (double)total / 0x1p20);
+
+    const double flops = gpt_flops_per_token(g), tokens = (double)(t->config.train.batch * g->T);
+    fprintf(out, "work\n");
+    fprintf(out, "  %-12s %9.2f MFLOP per token (6 N + 6 L C T)\n", "model", flops / 1e6);
+    fprintf(out, "  %-12s %9.2f GFLOP per step of %.0f tokens\n", "model", flops * tokens / 1e9, tokens);
+    fprintf(out, "  %-12s %9.2f GFLOP per step\n", "optimizer", optimizer_step_flops(&t->optimizer) / 1e9);
+    return total;
+}
+
+void report_print_header(const Trainer *t) {
+    const Gpt *g = &t->gpt;
+    const ModelConfig *m = &t->config.model;
+    printf("model    %lld layers, width %lld, %lld heads (%lld key/value), mlp %lld, context %lld, vocabulary %lld: "
+           "%.2f M parameters\n",
+           (long long)m->layers, (long long)m->width, (long long)m->heads, (long long)m->kv_heads,
+           (long long)m->mlp_width, (long long)m->context, (long long)m->vocab, (double)gpt_parameters(g) / 1e6);
+    printf("device   %s, %s\n", t->backend.description, dtype_name(t->backend.compute_dtype));
+    printf("data     %s\n", dataset_description(t->train_data));
+    printf("         %s\n", dataset_description(t->val_data));
+    optimizer_print_routes(&t->optimizer, stdout);
+}
+
+/* ---- metrics.jsonl ---------------------------------------------------------------------------------------------- */
+
+Status report_start(Trainer *t) {
+    cJSON *line = cJSON_CreateObject();
+    cJSON_AddStringToObject(line, "event", t->step == 0 ? "start" : "resume");
+    metrics_add_number(line, "step", (double)t->step);
+    cJSON_AddStringToObject(line, "name", t->config.name);
+    metrics_add_number(line, "parameters", (double)gpt_parameters(&t->gpt));
+    cJSON_AddStringToObject(line, "device", t->backend.description);
+    cJSON_AddStringToObject(line, "precision", t->backend.compute_dtype == DTYPE_BF16 ? "bf16" : "fp32");
+    metrics_add_number(line, "threads", t->backend.threads);
+    metrics_add_number(line, "peak_flops", t->peak_flops);
+    metrics_add_number(line, "flops_per_token", gpt_flops_per_token(&t->gpt));
+    metrics_add_number(line, "tokens_per_step", (double)(t->config.train.batch * t->gpt.T));
+    metrics_add_number(line, "entropy_floor", dataset_entropy_floor(t->val_data));
+
+    MemoryRow rows[MEMORY_ROWS];
+    memory_rows(t, rows);
+    cJSON *memory = cJSON_AddObjectToObject(line, "memory");
+    for (int i = 0; i < MEMORY_ROWS; i++) metrics_add_number(memory, rows[i].name, (double)rows[i].bytes);
+    metrics_add_number(memory, "optimizer_state", (double)arena_bytes(&t->optimizer.state));
+
+    char *config = config_to_json(&t->config);
+    cJSON_AddItemToObject(line, "config", cJSON_Parse(config));
+    free(config);
+    return metrics_write(&t->metrics, line);
+}
+
+static void add_max_logits(cJSON *line, const Trainer *t) {
+    cJSON *layers = cJSON_AddArrayToObject(line, "max_logit_heads");
+    for (int64_t l = 0; l < t->gpt.L; l++) {
+        cJSON *heads = cJSON_CreateArray();
+        for (int64_t h = 0; h < t->gpt.H; h++)
+            cJSON_AddItemToArray(heads, metrics_number((double)t->max_logit[l * t->gpt.H + h]));
+        cJSON_AddItemToArray(layers, heads);
+    }
+}
+
+static void add_clips(cJSON *line, const Trainer *t, int64_t count) {
+    cJSON *clipped = cJSON_AddArrayToObject(line, "clipped");
+    for (int64_t i = 0; i < count; i++) {
+        cJSON *event = cJSON_CreateObject();
+        metrics_add_number(event, "layer", (double)t->clips[i].layer);
+        metrics_add_number(event, "head", (double)t->clips[i].head);
+        metrics_add_float(event, "gamma", t->clips[i].gamma);
+        metrics_add_float(event, "max_logit", t->clips[i].max_logit);
+        cJSON_AddItemToArray(clipped, event);
+    }
+}
+
+static void add_spectrum(cJSON *line, const Trainer *t) {
+    static const char *const of[] = {"weight", "momentum", "update"};
+    int64_t count;
+    const SpectrumRecord *records = spectrum_probe_records(t->spectrum, &count);
+    cJSON *list = cJSON_AddArrayToObject(line, "spectrum");
+    for (int64_t i = 0; i < count; i++) {
+        const SpectrumRecord *r = &records[i];
+        cJSON *row = cJSON_CreateObject();
+        metrics_add_number(row, "layer", (double)r->layer);
+        cJSON_AddStringToObject(row, "role", role_name(t->gpt.params.kinds[r->kind].role));
+        cJSON_AddItemToObject(row, "head", r->head < 0 ? cJSON_CreateNull() : metrics_number(r->head));
+        cJSON_AddStringToObject(row, "of", of[r->of]);
+        metrics_add_float(row, "sigma_max", (float)r->spectrum.sigma_max);
+        metrics_add_float(row, "entropy", (float)r->spectrum.entropy);
+        metrics_add_float(row, "entropy_sq", (float)r->spectrum.entropy_sq);
+        metrics_add_float(row, "effective_rank", (float)r->spectrum.effective_rank);
+        metrics_add_float(row, "stable_rank", (float)r->spectrum.stable_rank);
+        cJSON_AddItemToArray(list, row);
+    }
+}
+
+static double tokens_per_second(const Trainer *t, const StepReport *r) {
+    return (double)(t->config.train.batch * t->gpt.T) / r->step_seconds;
+}
+
+static double mfu(const Trainer *t, const StepReport *r) {
+    return tokens_per_second(t, r) * gpt_flops_per_token(&t->gpt) / t->peak_flops;
+}
+
+Status report_step(Trainer *t, const StepReport *r) {
+    cJSON *line = cJSON_CreateObject();
+    metrics_add_number(line, "step", (double)t->step);
+    metrics_add_number(line, "tokens", (double)(t->samples * t->gpt.T));
+    metrics_add_number(line, "loss", r->loss);
+    metrics_add_number(line, "lr", r->lr);
+    metrics_add_number(line, "grad_norm", r->grad_norm);
+    if (!r->applied) cJSON_AddTrueToObject(line, "skipped");
+    if (!isnan(r->val_loss)) metrics_add_number(line, "val_loss", r->val_loss);
+    metrics_add_float(line, "max_logit", (float)r->max_logit);
+    metrics_add_float(line, "max_abs_logit", (float)r->max_abs);
+    add_max_logits(line, t);
+    if (r->clip_count > 0) add_clips(line, t, r->clip_count);
+    metrics_add_float(line, "tokens_per_s", (float)tokens_per_second(t, r));
+    metrics_add_float(line, "mfu", (float)mfu(t, r));
+    metrics_add_float(line, "step_ms", (float)(1e3 * r->step_seconds));
+    metrics_add_float(line, "optimizer_ms", (float)(1e3 * r->optimizer_seconds));
+    if (r->has_spectrum) {
+        metrics_add_float(line, "probe_ms", (float)(1e3 * t->probe_seconds));
+        add_spectrum(line, t);
+    }
+    return metrics_write(&t->metrics, line);
+}
+
+/* ---- progress --------------------------------------------------------------------------------------------------- */
+
+Progress progress_begin(const Trainer *t) {
+    printf("run      %s\n", t->run_dir);
+    printf("         step |   loss |    val |       lr | MaxLogit | clips |  tokens/s |   MFU | left\n");
+    return (Progress){.started = wall_seconds(), .first_step = t->step, .terminal = isatty(STDOUT_FILENO) == 1};
+}
+
+static void print_time(double seconds) {
+    long s = lround(seconds);
+    if (s >= 3600)
+        printf("%ldh%02ldm", s / 3600, s / 60 % 60);
+    else
+        printf("%ldm%02lds", s / 60, s % 60);
+}
+
+/* A line that stays for every evaluation; between them one that is rewritten each second on a terminal, or a line every
+ * ten seconds in a log. */
+void progress_step(Progress *p, const Trainer *t, const StepReport *r) {
+    const double now = wall_seconds();
+    const bool evaluated = !isnan(r->val_loss), first = t->step == p->first_step + 1;
+    if (!evaluated && !first && r->applied && now - p->last_line < (p->terminal ? 1.0 : 10.0)) return;
+    p->last_line = now;
+
+    const int64_t steps = t->config.train.steps;
+    printf("%6lld/%6lld | %6.4f | ", (long long)t->step, (long long)steps, r->loss);
+    if (evaluated)
+        printf("%6.4f | ", r->val_loss);
+    else
+        printf("%6s | ", "");
+    printf("%8.2e | %8.2f | %5lld | %9.0f | %4.1f%% | ", r->lr, r->max_logit, (long long)r->clip_count,
+           tokens_per_second(t, r), 100 * mfu(t, r));
+    print_time((now - p->started) / (double)(t->step - p->first_step) * (double)(steps - t->step));
+    if (!r->applied) printf(" | not finite: step skipped, weights untouched");
+    printf("%s", p->terminal ? "\033[K" : "");
+    printf("%s", p->terminal && !evaluated && r->applied ? "\r" : "\n");
+    fflush(stdout);
+}
+
+void progress_end(const Progress *p, const Trainer *t) {
+    const double seconds = wall_seconds() - p->started;
+    const double tokens = (double)((t->step - p->first_step) * t->config.train.batch * t->gpt.T);
+    printf("%s%lld steps, %.2f M tokens in ", p->terminal ? "\033[K" : "", (long long)t->step, tokens / 1e6);
+    print_time(seconds);
+    printf("; metrics and checkpoints are in %s\n", t->run_dir);
+    if (t->step < t->config.train.steps) printf("stopped early; go on with: ./train_gpt --resume %s\n", t->run_dir);
+}

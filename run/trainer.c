@@ -1,0 +1,335 @@
+/* Set-up and tear-down of a run, and the step's pieces; see trainer.h. */
+#include "run/trainer.h"
+
+#include <math.h>
+#include <stdlib.h>
+#include <time.h>
+#include <unistd.h>
+
+#include "core/ops.h"
+#include "model/checkpoint.h"
+#include "optim/schedule.h"
+
+double wall_seconds(void) {
+    struct timespec now;
+    clock_gettime(CLOCK_MONOTONIC, &now);
+    return (double)now.tv_sec + 1e-9 * (double)now.tv_nsec;
+}
+
+/* Bytes of this process that are in memory now; 0 where /proc does not say. */
+static int64_t resident_bytes(void) {
+    long long total = 0, resident = 0;
+    FILE *file = fopen("/proc/self/statm", "r");
+    if (!file) return 0;
+    int fields = fscanf(file, "%lld %lld", &total, &resident);
+    fclose(file);
+    return fields == 2 ? (int64_t)resident * sysconf(_SC_PAGESIZE) : 0;
+}
+
+/* ---- set-up ----------------------------------------------------------------------------------------------------- */
+
+/* "linear:37": the op's output becomes NaN after 37 calls. */
+static Status plant_fault(Backend *be, const char *fault) {
+    const char *colon = strchr(fault, ':');
+    char *end = NULL;
+    long long calls = colon ? strtoll(colon + 1, &end, 10) : -1;
+    for (int op = 0; op < OP_COUNT && colon && end > colon + 1 && !*end && calls >= 0; op++) {
+        if (strlen(op_names[op]) != (size_t)(colon - fault) || strncmp(op_names[op], fault, strlen(op_names[op])))
+            continue;
+        be->fault_op = (OpId)op;
+        be->fault_countdown = calls;
+        return status_ok();
+    }
+    return status_error(STATUS_BAD_INPUT,
+                        "debug.fault: \"%s\" is not an op's name and a number of calls, as in linear:37", fault);
+}
+
+static Status open_backend(Trainer *t) {
+    char note[256] = "";
+    BackendRequest request = {
+        .device = t->config.device, .precision = t->config.precision, .threads = (int)t->config.threads};
+    Status status = backend_open(&t->backend, request, note, sizeof note);
+    if (note[0]) fprintf(stderr, "%s\n", note);
+    if (status.code) return status;
+    t->backend.profile = t->config.profile;
+    t->backend.scan_nan = t->config.debug.scan_nan;
+    return strcmp(t->config.debug.fault, "off") ? plant_fault(&t->backend, t->config.debug.fault) : status;
+}
+
+static Status open_data(Dataset **dataset, const Config *c, const char *source, bool validation) {
+    return dataset_open(dataset, source, c->model.vocab, c->model.context, c->seed, &c->data, validation);
+}
+
+Status trainer_plan_model(Trainer *t, const Config *config, int64_t micro_batch) {
+    *t = (Trainer){.config = *config};
+    Status status = open_backend(t);
+    return status.code ? status : gpt_plan(&t->gpt, &t->config.model, micro_batch, &t->backend);
+}
+
+Status trainer_plan_evaluation(Trainer *t, const Config *config) {
+    Status status = trainer_plan_model(t, config, config->train.micro_batch);
+    return status.code ? status : open_data(&t->val_data, &t->config, t->config.data.val, true);
+}
+
+Status trainer_plan(Trainer *t, const Config *config) {
+    Status status;
+    if (FAILED(status, trainer_plan_evaluation(t, config))) return status;
+    if (FAILED(status, open_data(&t->train_data, &t->config, t->config.data.train, false))) return status;
+    if (FAILED(status, optimizer_plan(&t->optimizer, &t->gpt.params, &t->config.optimizer, &t->backend))) return status;
+    if (t->config.probe.spectrum_every > 0)
+        if (FAILED(status, spectrum_probe_create(&t->spectrum, &t->gpt.params, &t->backend))) return status;
+    t->base_memory = resident_bytes();
+    return status;
+}
+
+static Status allocate_host_buffers(Trainer *t) {
+    const Gpt *g = &t->gpt;
+    t->tokens = calloc((size_t)g->N, sizeof *t->tokens);
+    t->targets = calloc((size_t)g->N, sizeof *t->targets);
+    t->max_logit = calloc((size_t)(g->L * g->H), sizeof *t->max_logit);
+    t->max_abs = calloc((size_t)(g->L * g->H), sizeof *t->max_abs);
+    t->clips = calloc((size_t)(g->L * g->H), sizeof *t->clips);
+    if (t->tokens && t->targets && t->max_logit && t->max_abs && t->clips) return status_ok();
+    return status_error(STATUS_OUT_OF_MEMORY, "no memory for a batch of %lld tokens on the host", (long long)g->N);
+}
+
+Status trainer_allocate_evaluation(Trainer *t) {
+    Status status;
+    if (FAILED(status, allocate_host_buffers(t))) return status;
+    if (FAILED(status, gpt_allocate(&t->gpt))) return status;
+    return backend_reserve(&t->backend, gpt_op_limits(&t->gpt));
+}
+
+Status trainer_allocate(Trainer *t) {
+    Status status;
+    if (FAILED(status, trainer_allocate_evaluation(t))) return status;
+    if (FAILED(status, optimizer_allocate(&t->optimizer))) return status;
+    return gpt_init_weights(&t->gpt, t->config.seed);
+}
+
+void trainer_free(Trainer *t) {
+    metrics_close(&t->metrics);
+    free(t->tokens);
+    free(t->targets);
+    free(t->max_logit);
+    free(t->max_abs);
+    free(t->clips);
+    spectrum_probe_free(t->spectrum);
+    optimizer_free(&t->optimizer);
+    gpt_free(&t->gpt);
+    dataset_close(t->train_data);
+    dataset_close(t->val_data);
+    backend_close(&t->backend);
+    *t = (Trainer){0};
+}
+
+/* ---- the run folder --------------------------------------------------------------------------------------------- */
+
+/* runs_dir/name, or the first of name-2, name-3, ... that does not exist: a run never overwrites another. */
+static Status choose_run_dir(Trainer *t) {
+    const Config *c = &t->config;
+    char name[NAME_SIZE + 24];
+    for (int number = 1;; number++) {
+        if (number == 1)
+            snprintf(name, sizeof name, "%s", c->name);
+        else
+            snprintf(name, sizeof name, "%s-%d", c->name, number);
+        Status status = path_join(t->run_dir, c->runs_dir, name);
+        if (status.code || !file_exists(t->run_dir)) return status;
+    }
+}
+
+static Status write_config(const Trainer *t) {
+    char path[PATH_SIZE];
+    Status status = path_join(path, t->run_dir, "config.json");
+    if (status.code) return status;
+    char *json = config_to_json(&t->config);
+    if (!json) return status_error(STATUS_OUT_OF_MEMORY, "no memory to write %s", path);
+    status = file_write(path, json, (int64_t)strlen(json));
+    free(json);
+    return status;
+}
+
+Status trainer_create_run(Trainer *t) {
+    Status status;
+    if (FAILED(status, choose_run_dir(t))) return status;
+    if (FAILED(status, folder_create(t->run_dir))) return status;
+    if (FAILED(status, write_config(t))) return status;
+    return metrics_open(&t->metrics, t->run_dir, 0);
+}
+
+/* ---- checkpoints ------------------------------------------------------------------------------------------------ */
+
+/* The optimizer's tensors by name; the caller frees *tensors. */
+static Status optimizer_tensors(const Optimizer *opt, NamedTensor **tensors, int64_t *count) {
+    *count = optimizer_state_count(opt);
+    *tensors = calloc((size_t)*count, sizeof **tensors);
+    if (!*tensors) return status_error(STATUS_OUT_OF_MEMORY, "no memory to name %lld tensors", (long long)*count);
+    for (int64_t i = 0; i < *count; i++) {
+        NamedTensor *entry = &(*tensors)[i];
+        entry->tensor = optimizer_state_tensor(opt, i, entry->name, sizeof entry->name);
+    }
+    return status_ok();
+}
+
+static CheckpointState checkpoint_state(const Trainer *t) {
+    return (CheckpointState){.step = t->step,
+                             .updates = t->updates,
+                             .samples = t->samples,
+                             .tokens = t->samples * t->gpt.T,
+                             .data_fingerprint = dataset_fingerprint(t->train_data)};
+}
+
+Status trainer_save_checkpoint(Trainer *t) {
+    NamedTensor *tensors = NULL;
+    int64_t count = 0;
+    char *config = NULL, dir[PATH_SIZE];
+    CheckpointState state = checkpoint_state(t);
+    Status status;
+
+    if (FAILED(status, checkpoint_path(dir, t->run_dir, t->step))) goto done;
+    if (FAILED(status, optimizer_tensors(&t->optimizer, &tensors, &count))) goto done;
+    config = config_to_json(&t->config);
+    state.config_json = config;
+    if (FAILED(status, checkpoint_save(dir, &t->gpt, &state, tensors, count))) goto done;
+    status = checkpoint_prune(t->run_dir, t->step, t->config.checkpoint.keep);
+done:
+    free(config);
+    free(tensors);
+    return status;
+}
+
+Status trainer_resume(Trainer *t, const char *run_dir) {
+    NamedTensor *tensors = NULL;
+    int64_t count = 0;
+    char dir[PATH_SIZE];
+    CheckpointState state = {0};
+    Status status;
+
+    snprintf(t->run_dir, sizeof t->run_dir, "%s", run_dir);
+    if (FAILED(status, checkpoint_find_newest_intact(run_dir, dir, stderr))) goto done;
+    if (FAILED(status, optimizer_tensors(&t->optimizer, &tensors, &count))) goto done;
+    if (FAILED(status, checkpoint_load(dir, &t->gpt, &state, tensors, count))) goto done;
+    if (state.data_fingerprint != dataset_fingerprint(t->train_data)) {
+        status =
+            status_error(STATUS_BAD_INPUT,
+                         "%s was trained on other data than data.train=%s names now; resume with the same token files",
+                         dir, t->config.data.train);
+        goto done;
+    }
+    t->step = state.step;
+    t->updates = state.updates;
+    t->samples = state.samples;
+    status = metrics_open(&t->metrics, run_dir, t->step);
+done:
+    free(tensors);
+    return status;
+}
+
+/* ---- the step's pieces ------------------------------------------------------------------------------------------ */
+
+Status trainer_load_batch(Trainer *t) {
+    const Gpt *g = &t->gpt;
+    for (int64_t b = 0; b < g->B; b++) {
+        Status status =
+            dataset_train_sample(t->train_data, t->samples + b, t->tokens + b * g->T, t->targets + b * g->T);
+        if (status.code) return status;
+    }
+    t->samples += g->B;
+    gpt_set_batch(&t->gpt, t->tokens, t->targets);
+    return status_ok();
+}
+
+/* The largest value; NaN if one is NaN, which must not hide behind larger numbers. */
+static double max_of(const float *values, int64_t count) {
+    float max = -INFINITY;
+    for (int64_t i = 0; i < count; i++)
+        if (!(values[i] <= max)) {
+            max = values[i];
+            if (isnan(max)) break;
+        }
+    return (double)max;
+}
+
+Status trainer_read_step(Trainer *t, StepReport *r) {
+    Gpt *g = &t->gpt;
+    float loss_sum = 0;
+    r->grad_norm = optimizer_grad_norm(&t->optimizer);
+    backend_to_host(&t->backend, &loss_sum, g->loss_sum);
+    backend_to_host(&t->backend, t->max_logit, g->max_logit);
+    backend_to_host(&t->backend, t->max_abs, g->max_abs);
+    r->loss = (double)loss_sum / (double)(t->config.train.batch * g->T);
+    r->max_logit = max_of(t->max_logit, g->L * g->H);
+    r->max_abs = max_of(t->max_abs, g->L * g->H);
+    return backend_sync(&t->backend);
+}
+
+float trainer_grad_scale(const Trainer *t, double grad_norm) {
+    double limit = t->config.train.grad_clip;
+    return limit > 0 && grad_norm > limit ? (float)(limit / grad_norm) : 1.0f;
+}
+
+double trainer_lr(const Trainer *t, int64_t step) {
+    return t->config.optimizer.lr * schedule_factor(&t->config.optimizer.schedule, t->config.train.steps, step);
+}
+
+/* ---- measurements ----------------------------------------------------------------------------------------------- */
+
+bool trainer_spectrum_due(const Trainer *t, int64_t step) {
+    int64_t every = t->config.probe.spectrum_every;
+    return every > 0 && (step == 1 || step % every == 0);
+}
+
+void trainer_observe_update(void *context, const Route *route, Tensor momentum, Tensor update) {
+    Trainer *t = context;
+    const double start = wall_seconds();
+    spectrum_probe_add(t->spectrum, route->kind, route->first, route->split, momentum, SPECTRUM_MOMENTUM);
+    spectrum_probe_add(t->spectrum, route->kind, route->first, route->split, update, SPECTRUM_UPDATE);
+    t->probe_seconds += wall_seconds() - start;
+}
+
+void trainer_measure_weights(Trainer *t) {
+    const ParamTable *params = &t->gpt.params;
+    const double start = wall_seconds();
+    for (int kind = 0; kind < params->kind_count; kind++) {
+        if (!params_is_hidden_matrix(&params->kinds[kind])) continue;
+        Tensor run = params_block_run(params, params->master, kind, 0, params_kind_layers(params, kind), SPLIT_WHOLE);
+        spectrum_probe_add(t->spectrum, kind, 0, SPLIT_WHOLE, run, SPECTRUM_WEIGHT);
+    }
+    t->probe_seconds += wall_seconds() - start;
+}
+
+/* One micro-batch of validation windows from `first` on; rows beyond the last window are ignored. Returns through
+ * `count` how many windows it holds. */
+static Status load_windows(Trainer *t, int64_t first, int64_t *count) {
+    const Gpt *g = &t->gpt;
+    const int64_t windows = dataset_windows(t->val_data);
+    *count = windows - first < g->B ? windows - first : g->B;
+    for (int64_t b = 0; b < g->B; b++) {
+        int32_t *targets = t->targets + b * g->T;
+        Status status = dataset_window(t->val_data, b < *count ? first + b : first, t->tokens + b * g->T, targets);
+        if (status.code) return status;
+        for (int64_t i = 0; b >= *count && i < g->T; i++) targets[i] = -1;
+    }
+    gpt_set_batch(&t->gpt, t->tokens, t->targets);
+    return status_ok();
+}
+
+Status trainer_evaluate(Trainer *t, int64_t batches, double *loss) {
+    Gpt *g = &t->gpt;
+    const int64_t windows = dataset_windows(t->val_data);
+    const int64_t limit = batches > 0 && batches * g->B < windows ? batches * g->B : windows;
+    double sum = 0;
+    for (int64_t first = 0, count; first < limit; first += g->B) {
+        float batch_sum = 0;
+        Status status = load_windows(t, first, &count);
+        if (status.code) return status;
+        op_fill(&t->backend, g->loss_sum, 0);
+        gpt_forward(g);
+        gpt_loss(g);
+        backend_to_host(&t->backend, &batch_sum, g->loss_sum);
+        sum += (double)batch_sum;
+    }
+    *loss = sum / (double)(limit * g->T);
+    return backend_sync(&t->backend);
+}

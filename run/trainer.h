@@ -1,0 +1,83 @@
+/* Trainer: everything that one run owns, put together from a Config, and the pieces of the step that are not the
+ * algorithm.
+ *
+ * Order of set-up: backend, data, plan of model and optimizer, memory, weights (initial, or of a checkpoint), run
+ * folder. Nothing is written to disk before all of the input has been found good.
+ */
+#pragma once
+
+#include "core/config.h"
+#include "core/metrics.h"
+#include "data/dataset.h"
+#include "model/gpt.h"
+#include "optim/optimizer.h"
+#include "optim/qk_clip.h"
+#include "probe/spectrum.h"
+
+typedef struct {
+    Config config;
+    char run_dir[PATH_SIZE];
+    Backend backend;
+    Dataset *train_data, *val_data;
+    Gpt gpt;
+    Optimizer optimizer;
+    SpectrumProbe *spectrum; /* NULL: off */
+    MetricsWriter metrics;
+
+    /* What a checkpoint keeps beside weights and optimizer state. */
+    int64_t step;    /* finished */
+    int64_t updates; /* steps that changed the weights: AdamW's t */
+    int64_t samples; /* training sequences seen */
+
+    double peak_flops;
+    double probe_seconds;      /* spent on spectra in this step */
+    int64_t base_memory;       /* resident before the run's own allocations: program, libraries, data tables */
+    int32_t *tokens, *targets; /* (micro_batch, context) on the host */
+    float *max_logit;          /* (layers, heads) of this step, on the host */
+    float *max_abs;
+    ClipEvent *clips; /* room for layers * heads */
+} Trainer;
+
+/* What happened in one step: filled by the loop, printed and logged by report.h. */
+typedef struct {
+    double loss, lr, grad_norm, max_logit, max_abs;
+    bool applied; /* false: the step was not finite and the weights are untouched */
+    int64_t clip_count;
+    bool has_spectrum;                      /* the spectrum probe holds records of this step */
+    double val_loss;                        /* NaN: no evaluation in this step */
+    double step_seconds, optimizer_seconds; /* without the probe's */
+} StepReport;
+
+/* Backend, data, model and optimizer planned, nothing allocated: what --dry-run shows. */
+Status trainer_plan(Trainer *t, const Config *config);
+/* Allocates and initialises everything, from the seed. After trainer_plan. */
+Status trainer_allocate(Trainer *t);
+/* Parts of the two for programs that do not train: a model alone, or with its validation data; no training data, no
+ * optimizer, weights left zero. */
+Status trainer_plan_model(Trainer *t, const Config *config, int64_t micro_batch);
+Status trainer_plan_evaluation(Trainer *t, const Config *config);
+Status trainer_allocate_evaluation(Trainer *t);
+/* New run: makes the run folder (name, or name-2, name-3, ... when it exists) and writes config.json. */
+Status trainer_create_run(Trainer *t);
+/* Resume: weights, optimizer state and position from run_dir's newest intact checkpoint. After trainer_allocate. */
+Status trainer_resume(Trainer *t, const char *run_dir);
+void trainer_free(Trainer *t);
+
+/* The next micro-batch of the training order into the model. */
+Status trainer_load_batch(Trainer *t);
+/* Waits for the step's forward and backward and reads loss, gradient norm and MaxLogit: the one host sync of a step. */
+Status trainer_read_step(Trainer *t, StepReport *r);
+/* Factor that brings a gradient of this norm down to train.grad_clip. */
+float trainer_grad_scale(const Trainer *t, double grad_norm);
+double trainer_lr(const Trainer *t, int64_t step);
+
+bool trainer_spectrum_due(const Trainer *t, int64_t step);
+/* UpdateObserver that hands momentum and update to the spectrum probe; context is the Trainer. */
+void trainer_observe_update(void *context, const Route *route, Tensor momentum, Tensor update);
+void trainer_measure_weights(Trainer *t);
+
+/* Mean loss in nats per token over the first `batches` micro-batches of the validation windows; 0: over all of them. */
+Status trainer_evaluate(Trainer *t, int64_t batches, double *loss);
+Status trainer_save_checkpoint(Trainer *t);
+
+double wall_seconds(void);

@@ -1,0 +1,345 @@
+/* The program as its users meet it: the binary is run in a temporary folder, and judged by its exit code, by what it
+ * prints and by the files it leaves. The binary is the one beside this test's folder: build/tests/test_train_gpt runs
+ * build/train_gpt. */
+#include "tests/support.h"
+
+#include <math.h>
+#include <signal.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/wait.h>
+#include <unistd.h>
+
+#include <cjson/cJSON.h>
+
+typedef struct {
+    char folder[PATH_SIZE]; /* fresh for each test; runs are made in it */
+    char binary[PATH_SIZE];
+    char *output; /* of the last command, both streams */
+} Fixture;
+
+/* A model that trains in milliseconds. */
+static const char tiny[] =
+    "model.layers=2 model.width=16 model.heads=2 model.context=16 model.vocab=32 train.batch=4 "
+    "train.micro_batch=2 train.steps=8 train.eval_every=4 train.eval_batches=2 checkpoint.every=4 "
+    "optimizer.schedule.warmup=2 probe.spectrum_every=4 device=cpu threads=2";
+
+static int set_up(void **state) {
+    Fixture *f = calloc(1, sizeof *f);
+    test_folder(f->folder);
+    ssize_t length = readlink("/proc/self/exe", f->binary, sizeof f->binary - 1);
+    assert_true(length > 0);
+    for (int up = 0; up < 2; up++) *strrchr(f->binary, '/') = 0;
+    strcat(f->binary, "/train_gpt");
+    *state = f;
+    return 0;
+}
+
+static int tear_down(void **state) {
+    Fixture *f = *state;
+    assert_ok(folder_remove(f->folder));
+    free(f->output);
+    free(f);
+    return 0;
+}
+
+/* Runs `cd folder && binary arguments`; the output stays in f->output. Returns the exit code. */
+static int run(Fixture *f, const char *format, ...) __attribute__((format(printf, 2, 3)));
+static int run(Fixture *f, const char *format, ...) {
+    char arguments[3000], command[6000];
+    va_list list;
+    va_start(list, format);
+    vsnprintf(arguments, sizeof arguments, format, list);
+    va_end(list);
+    snprintf(command, sizeof command, "cd %s && %s %s 2>&1", f->folder, f->binary, arguments);
+    FILE *pipe = popen(command, "r");
+    assert_non_null(pipe);
+    free(f->output);
+    f->output = calloc(1, 1 << 20);
+    size_t used = fread(f->output, 1, (1 << 20) - 1, pipe);
+    f->output[used] = 0;
+    int status = pclose(pipe);
+    return WIFEXITED(status) ? WEXITSTATUS(status) : 1000 + WTERMSIG(status);
+}
+
+static void expect(Fixture *f, int got, int wanted, const char *part) {
+    if (got == wanted && strstr(f->output, part)) return;
+    print_error("exit code %d, wanted %d with \"%s\" in:\n%s\n", got, wanted, part, f->output);
+    fail();
+}
+
+static void shell(Fixture *f, const char *command) {
+    char line[4000];
+    snprintf(line, sizeof line, "cd %s && %s", f->folder, command);
+    assert_int_equal(system(line), 0);
+}
+
+static char *read_in_folder(Fixture *f, const char *name) {
+    char path[PATH_SIZE];
+    assert_ok(path_join(path, f->folder, name));
+    return test_read_file(path);
+}
+
+/* The line of metrics.jsonl for a step (not the start line); the caller deletes it. */
+static cJSON *metrics_line(Fixture *f, const char *file, int step) {
+    char *text = read_in_folder(f, file);
+    cJSON *found = NULL;
+    for (char *line = strtok(text, "\n"); line && !found; line = strtok(NULL, "\n")) {
+        cJSON *json = cJSON_Parse(line);
+        assert_non_null(json);
+        bool match = !cJSON_GetObjectItem(json, "event") && cJSON_GetObjectItem(json, "step")->valueint == step;
+        if (match)
+            found = json;
+        else
+            cJSON_Delete(json);
+    }
+    free(text);
+    assert_non_null(found);
+    return found;
+}
+
+/* What a step computed, without how long it took. */
+static char *computed_part(Fixture *f, const char *file, int step) {
+    static const char *const timings[] = {"tokens_per_s", "mfu", "step_ms", "optimizer_ms", "probe_ms"};
+    cJSON *json = metrics_line(f, file, step);
+    for (size_t i = 0; i < sizeof timings / sizeof timings[0]; i++) cJSON_DeleteItemFromObject(json, timings[i]);
+    char *text = cJSON_PrintUnformatted(json);
+    cJSON_Delete(json);
+    return text;
+}
+
+static void assert_same_step(Fixture *f, const char *a, const char *b, int step) {
+    char *x = computed_part(f, a, step), *y = computed_part(f, b, step);
+    assert_string_equal(x, y);
+    free(x);
+    free(y);
+}
+
+/* ---- training --------------------------------------------------------------------------------------------------- */
+
+static void a_resumed_run_equals_the_uninterrupted_one_bit_for_bit(void **state) {
+    Fixture *f = *state;
+    static const char *const precisions[] = {"fp32", "bf16"};
+    for (int i = 0; i < 2; i++) {
+        expect(f, run(f, "name=whole precision=%s %s", precisions[i], tiny), 0, "8 steps");
+        shell(f, "cp -r runs/whole runs/cut && rm -r runs/cut/checkpoints/step_00000008");
+        expect(f, run(f, "--resume runs/cut"), 0, "8 steps");
+        shell(f, "diff -r runs/whole/checkpoints/step_00000008 runs/cut/checkpoints/step_00000008");
+        for (int step = 1; step <= 8; step++)
+            assert_same_step(f, "runs/whole/metrics.jsonl", "runs/cut/metrics.jsonl", step);
+        shell(f, "rm -r runs");
+    }
+}
+
+static void the_same_seed_gives_the_same_bits_and_another_seed_others(void **state) {
+    Fixture *f = *state;
+    run(f, "name=a %s", tiny);
+    run(f, "name=b %s", tiny);
+    run(f, "name=c seed=2 %s", tiny);
+    shell(f,
+          "cmp runs/a/checkpoints/step_00000008/model.safetensors runs/b/checkpoints/step_00000008/model.safetensors");
+    assert_same_step(f, "runs/a/metrics.jsonl", "runs/b/metrics.jsonl", 8);
+    shell(f, "! cmp -s runs/a/checkpoints/step_00000008/model.safetensors "
+             "runs/c/checkpoints/step_00000008/model.safetensors");
+}
+
+static void a_run_never_overwrites_another(void **state) {
+    Fixture *f = *state;
+    run(f, "name=a %s", tiny);
+    shell(f, "cp -r runs/a before");
+    expect(f, run(f, "name=a %s", tiny), 0, "runs/a-2");
+    shell(f, "diff -r before runs/a && test -f runs/a-2/metrics.jsonl");
+}
+
+static void metrics_hold_every_documented_field(void **state) {
+    Fixture *f = *state;
+    static const char *const fields[] = {"step",     "tokens",          "loss",     "lr",           "grad_norm",
+                                         "val_loss", "max_logit",       "mfu",      "tokens_per_s", "step_ms",
+                                         "spectrum", "max_logit_heads", "probe_ms", "optimizer_ms"};
+    run(f, "name=a %s", tiny);
+    cJSON *line = metrics_line(f, "runs/a/metrics.jsonl", 4);
+    for (size_t i = 0; i < sizeof fields / sizeof fields[0]; i++)
+        if (!cJSON_GetObjectItem(line, fields[i])) fail_msg("no field %s", fields[i]);
+    cJSON *heads = cJSON_GetObjectItem(line, "max_logit_heads");
+    assert_int_equal(cJSON_GetArraySize(heads), 2);
+    assert_int_equal(cJSON_GetArraySize(cJSON_GetArrayItem(heads, 0)), 2);
+    assert_int_equal(cJSON_GetObjectItem(line, "tokens")->valueint, 4 * 4 * 16);
+    cJSON_Delete(line);
+}
+
+static void qk_clip_is_logged_when_a_head_passes_tau(void **state) {
+    Fixture *f = *state;
+    run(f, "name=a qk_clip.threshold=0.01 %s", tiny);
+    cJSON *line = metrics_line(f, "runs/a/metrics.jsonl", 8);
+    cJSON *clips = cJSON_GetObjectItem(line, "clipped");
+    assert_non_null(clips);
+    cJSON *clip = cJSON_GetArrayItem(clips, 0);
+    double gamma = cJSON_GetObjectItem(clip, "gamma")->valuedouble;
+    double max_logit = cJSON_GetObjectItem(clip, "max_logit")->valuedouble;
+    assert_true(fabs(gamma * max_logit - 0.01) < 1e-6);
+    cJSON_Delete(line);
+    run(f, "name=b qk_clip.threshold=1000 %s", tiny);
+    line = metrics_line(f, "runs/b/metrics.jsonl", 8);
+    assert_null(cJSON_GetObjectItem(line, "clipped"));
+    cJSON_Delete(line);
+}
+
+/* ---- what may go wrong ------------------------------------------------------------------------------------------ */
+
+static void a_nan_in_a_step_skips_it_and_leaves_the_weights(void **state) {
+    Fixture *f = *state;
+    /* 4 micro-batch forwards of 9 linears each lie before step 3 */
+    expect(f, run(f, "name=a debug.fault=linear:37 %s", tiny), 0, "step skipped");
+    cJSON *line = metrics_line(f, "runs/a/metrics.jsonl", 3);
+    assert_true(cJSON_IsTrue(cJSON_GetObjectItem(line, "skipped")));
+    assert_true(cJSON_IsNull(cJSON_GetObjectItem(line, "loss")));
+    cJSON_Delete(line);
+    line = metrics_line(f, "runs/a/metrics.jsonl", 4);
+    assert_true(cJSON_IsNumber(cJSON_GetObjectItem(line, "loss")));
+    assert_true(cJSON_IsNumber(cJSON_GetObjectItem(line, "val_loss")));
+    cJSON_Delete(line);
+}
+
+static void a_nan_stops_the_run_when_configured(void **state) {
+    Fixture *f = *state;
+    expect(f, run(f, "name=a debug.fault=linear:37 train.on_nonfinite=stop %s", tiny), 3, "step 3");
+}
+
+static void an_interrupt_finishes_the_step_and_writes_a_checkpoint(void **state) {
+    Fixture *f = *state;
+    shell(f, "mkdir -p runs");
+    pid_t child = fork();
+    if (child == 0) {
+        if (chdir(f->folder) != 0 || !freopen("out", "w", stdout)) _exit(99);
+        execl(f->binary, "train_gpt", "name=a", "train.steps=100000000", "model.layers=1", "model.width=16",
+              "model.heads=2", "model.context=16", "model.vocab=32", "train.batch=2", "train.eval_every=0",
+              "train.eval_batches=1", "checkpoint.every=0", "device=cpu", "threads=1", (char *)NULL);
+        _exit(98);
+    }
+    char metrics[PATH_SIZE];
+    assert_ok(path_join(metrics, f->folder, "runs/a/metrics.jsonl"));
+    for (int wait = 0; wait < 1000; wait++) {
+        usleep(20000);
+        char *text = NULL;
+        int64_t size = 0;
+        if (file_read(metrics, 1 << 30, &text, &size).code == STATUS_OK && strstr(text, "\"loss\"")) wait = 1000;
+        free(text);
+    }
+    assert_int_equal(kill(child, SIGINT), 0);
+    int status;
+    assert_int_equal(waitpid(child, &status, 0), child);
+    assert_true(WIFEXITED(status));
+    assert_int_equal(WEXITSTATUS(status), 130);
+    char *out = read_in_folder(f, "out");
+    assert_non_null(strstr(out, "--resume runs/a"));
+    free(out);
+    shell(f, "ls runs/a/checkpoints/step_*/model.safetensors >/dev/null");
+}
+
+static void a_damaged_checkpoint_is_passed_over(void **state) {
+    Fixture *f = *state;
+    run(f, "name=a %s", tiny);
+    shell(f, "printf 'x' | dd of=runs/a/checkpoints/step_00000008/model.safetensors bs=1 seek=3000 conv=notrunc "
+             "2>/dev/null");
+    expect(f, run(f, "--resume runs/a"), 0, "step_00000008");
+    shell(f, "rm -r runs/a/checkpoints");
+    expect(f, run(f, "--resume runs/a"), 2, "runs/a");
+}
+
+static void resume_refuses_another_model_or_other_data(void **state) {
+    Fixture *f = *state;
+    run(f, "name=a %s", tiny);
+    shell(f, "rm -r runs/a/checkpoints/step_00000008 && cp -r runs/a before");
+    expect(f, run(f, "--resume runs/a model.width=32"), 2, "width");
+    expect(f, run(f, "--resume runs/a seed=2"), 2, "data");
+    shell(f, "diff -r before runs/a");
+}
+
+static void bad_input_exits_with_2_and_one_sentence(void **state) {
+    Fixture *f = *state;
+    static const struct {
+        const char *arguments, *part;
+    } cases[] = {
+        {"missing.json", "missing.json"},
+        {"model.widht=3", "did you mean"},
+        {"model.width=abc", "model.width"},
+        {"model.width=10 model.heads=3", "model.width"},
+        {"model.qk_norm=true qk_clip.enabled=true", "qk_norm"},
+        {"data.train=nowhere/*.bin", "nowhere/*.bin"},
+        {"data.train=text.bin data.val=text.bin", "text.bin"},
+        {"data.train=cut.bin data.val=cut.bin", "cut.bin"},
+        {"data.train=large.bin data.val=large.bin model.vocab=64", "large.bin"},
+        {"runs_dir=text.bin model.layers=1 model.width=16 model.heads=2", "text.bin"},
+        {"device=gpu", "device"},
+        {"--resume nowhere", "nowhere"},
+        {"sample nowhere", "nowhere"},
+        {"eval nowhere", "nowhere"},
+        {"inspect nowhere", "nowhere"},
+        {"prepare out nowhere.txt", "nowhere.txt"},
+        {"prepare", "prepare OUT_DIR"},
+        {"--frobnicate", "--frobnicate"},
+        {"sample runs/a --length many", "--length"},
+    };
+    shell(f, "echo 'This is no token file.' > text.bin");
+    run(f, "prepare data text.bin");
+    shell(f, "cp data/train_000001.bin large.bin; head -c 1030 large.bin > cut.bin; rm -r data");
+    for (size_t i = 0; i < sizeof cases / sizeof cases[0]; i++) {
+        expect(f, run(f, "%s", cases[i].arguments), 2, cases[i].part);
+        assert_ptr_equal(strchr(f->output, '\n'), f->output + strlen(f->output) - 1); /* one line */
+        shell(f, "test ! -e runs");
+    }
+}
+
+/* ---- the other commands ----------------------------------------------------------------------------------------- */
+
+static void text_is_prepared_trained_on_evaluated_and_continued(void **state) {
+    Fixture *f = *state;
+    shell(f, "for i in $(seq 400); do echo \"the cat number $i sat on the mat\"; done > cats.txt");
+    expect(f, run(f, "prepare cats cats.txt"), 0, "train_000001.bin");
+    expect(f, run(f, "name=cats 'data.train=cats/train*.bin' 'data.val=cats/val*.bin' %s model.vocab=256", tiny), 0,
+           "8 steps");
+    expect(f, run(f, "eval runs/cats"), 0, "val_loss");
+    expect(f, run(f, "sample runs/cats --prompt 'the cat' --length 20 --seed 3"), 0, "the cat");
+    char *first = strdup(f->output);
+    run(f, "sample runs/cats --prompt 'the cat' --length 20 --seed 3");
+    assert_string_equal(first, f->output);
+    free(first);
+    expect(f, run(f, "inspect runs/cats"), 0, "step_00000008");
+    expect(f, run(f, "inspect cats/train_000001.bin"), 0, "tokens");
+    expect(f, run(f, "inspect runs/cats/checkpoints/step_00000008/model.safetensors"), 0, "model.norm.weight");
+    expect(f, run(f, "inspect runs/cats/checkpoints/step_00000008"), 0, "model.norm.weight");
+}
+
+static void dry_run_and_help_print_and_write_nothing(void **state) {
+    Fixture *f = *state;
+    expect(f, run(f, "--dry-run %s", tiny), 0, "layers.0-1.q");
+    assert_non_null(strstr(f->output, "total"));
+    expect(f, run(f, "--help"), 0, "optimizer.muon.momentum");
+    expect(f, run(f, "--version"), 0, "train_gpt");
+    expect(f, run(f, "--schema"), 0, "\"$schema\"");
+    cJSON *schema = cJSON_Parse(f->output);
+    assert_non_null(schema);
+    cJSON_Delete(schema);
+    shell(f, "test -z \"$(ls)\"");
+}
+
+int main(void) {
+#define PROGRAM_TEST(name) cmocka_unit_test_setup_teardown(name, set_up, tear_down)
+    const struct CMUnitTest tests[] = {
+        PROGRAM_TEST(a_resumed_run_equals_the_uninterrupted_one_bit_for_bit),
+        PROGRAM_TEST(the_same_seed_gives_the_same_bits_and_another_seed_others),
+        PROGRAM_TEST(a_run_never_overwrites_another),
+        PROGRAM_TEST(metrics_hold_every_documented_field),
+        PROGRAM_TEST(qk_clip_is_logged_when_a_head_passes_tau),
+        PROGRAM_TEST(a_nan_in_a_step_skips_it_and_leaves_the_weights),
+        PROGRAM_TEST(a_nan_stops_the_run_when_configured),
+        PROGRAM_TEST(an_interrupt_finishes_the_step_and_writes_a_checkpoint),
+        PROGRAM_TEST(a_damaged_checkpoint_is_passed_over),
+        PROGRAM_TEST(resume_refuses_another_model_or_other_data),
+        PROGRAM_TEST(bad_input_exits_with_2_and_one_sentence),
+        PROGRAM_TEST(text_is_prepared_trained_on_evaluated_and_continued),
+        PROGRAM_TEST(dry_run_and_help_print_and_write_nothing),
+    };
+    return cmocka_run_group_tests(tests, NULL, NULL);
+}

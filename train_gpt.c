@@ -1,0 +1,181 @@
+/* train_gpt: trains a small GPT with Muon on the hidden matrices and AdamW on the rest, and watches its attention
+ * logits.
+ *
+ * This file reads as the algorithm: options, set-up, the step loop. What it calls:
+ *
+ *      run/      the run as a whole: set-up, evaluation, checkpoints, reports, the other subcommands
+ *      model/    the transformer: forward, loss, backward, checkpoints
+ *      optim/    Muon, AdamW, schedules, QK-Clip           probe/   singular-value spectra
+ *      data/     token shards, the synthetic language       core/    tensors, ops, configuration
+ *
+ * Exit codes: 0 done; 1 a defect (CHECK); 2 bad input or environment; 3 diverged; 130 interrupted, checkpoint written.
+ */
+#include <math.h>
+#include <signal.h>
+#include <stdio.h>
+#include <stdlib.h>
+
+#include "core/ops.h"
+#include "run/commands.h"
+#include "run/report.h"
+#include "run/trainer.h"
+
+enum { EXIT_BAD_INPUT = 2, EXIT_DIVERGED = 3, EXIT_INTERRUPTED = 130 };
+enum { SKIPPED_STEPS_LIMIT = 20 }; /* so many steps in a row that are not finite end the run */
+
+static volatile sig_atomic_t interrupted;
+
+static void on_interrupt(int signal_number) {
+    interrupted = signal_number;
+    signal(signal_number, SIG_DFL); /* a second Ctrl-C ends the program at once */
+}
+
+/* Forward and backward over the whole batch, in micro-batches; gradients of the batch's mean loss accumulate. */
+static Status accumulate_gradients(Trainer *t) {
+    const TrainConfig *c = &t->config.train;
+    const float loss_scale = (float)(1.0 / (double)(c->batch * t->gpt.T));
+    gpt_zero_gradients(&t->gpt);
+    gpt_reset_statistics(&t->gpt);
+    for (int64_t done = 0; done < c->batch; done += c->micro_batch) {
+        Status status = trainer_load_batch(t);
+        if (status.code) return status;
+        gpt_forward(&t->gpt); /* also takes MaxLogit of every head */
+        gpt_loss_and_gradient(&t->gpt, loss_scale);
+        gpt_backward(&t->gpt);
+    }
+    return status_ok();
+}
+
+/* The optimizer's step, then QK-Clip with the MaxLogit that this step's forward saw. */
+static Status update_weights(Trainer *t, StepReport *r, bool spectrum_due) {
+    const double start = wall_seconds();
+    UpdateObserver *observer = spectrum_due ? trainer_observe_update : NULL;
+
+    optimizer_step(&t->optimizer, ++t->updates, r->lr, trainer_grad_scale(t, r->grad_norm), observer, t);
+    if (t->config.qk_clip.enabled)
+        r->clip_count =
+            qk_clip_apply(&t->backend, &t->gpt.params, &t->config.qk_clip, t->gpt.K, t->max_logit, t->clips);
+    Status status = backend_sync(&t->backend);
+    r->optimizer_seconds = wall_seconds() - start - t->probe_seconds;
+    return status;
+}
+
+static Status refuse_step(const Trainer *t, const StepReport *r, int skipped_in_a_row) {
+    if (t->config.train.on_nonfinite == ON_NONFINITE_SKIP && skipped_in_a_row < SKIPPED_STEPS_LIMIT) return status_ok();
+    return status_error(
+        STATUS_DIVERGED,
+        "step %lld: loss %g, gradient norm %g after %d skipped steps in a row; the weights are those of the last "
+        "good step; try a lower optimizer.lr or a longer warmup",
+        (long long)t->step, r->loss, r->grad_norm, skipped_in_a_row - 1);
+}
+
+static Status train_step(Trainer *t, StepReport *r, int *skipped_in_a_row) {
+    const double start = wall_seconds();
+    const bool spectrum_due = trainer_spectrum_due(t, t->step + 1);
+    Status status;
+
+    *r = (StepReport){.val_loss = NAN, .lr = trainer_lr(t, t->step + 1)};
+    t->probe_seconds = 0;
+    if (spectrum_due) spectrum_probe_begin(t->spectrum);
+    if (FAILED(status, accumulate_gradients(t))) return status;
+    if (FAILED(status, trainer_read_step(t, r))) return status;
+    t->step++;
+    r->applied = isfinite(r->loss) && isfinite(r->grad_norm);
+    *skipped_in_a_row = r->applied ? 0 : *skipped_in_a_row + 1;
+    status = r->applied ? update_weights(t, r, spectrum_due) : refuse_step(t, r, *skipped_in_a_row);
+    r->step_seconds = wall_seconds() - start - t->probe_seconds;
+    return status;
+}
+
+static bool due(int64_t every, int64_t step, int64_t steps) {
+    return (every > 0 && step % every == 0) || step == steps;
+}
+
+static Status train_loop(Trainer *t) {
+    const Config *c = &t->config;
+    const int64_t steps = c->train.steps;
+    Progress progress = progress_begin(t);
+    int skipped_in_a_row = 0;
+    bool saved = true;
+    Status status = status_ok();
+
+    while (t->step < steps && !interrupted) {
+        StepReport r;
+        Status failure = train_step(t, &r, &skipped_in_a_row);
+        if (failure.code && failure.code != STATUS_DIVERGED) return failure;
+
+        r.has_spectrum = r.applied && trainer_spectrum_due(t, t->step);
+        if (r.has_spectrum) trainer_measure_weights(t);
+        if (due(c->train.eval_every, t->step, steps))
+            if (FAILED(status, trainer_evaluate(t, c->train.eval_batches, &r.val_loss))) return status;
+        if (FAILED(status, report_step(t, &r))) return status;
+        progress_step(&progress, t, &r);
+        if (failure.code) return failure;
+
+        saved = due(c->checkpoint.every, t->step, steps);
+        if (saved && FAILED(status, trainer_save_checkpoint(t))) return status;
+    }
+    if (!saved) status = trainer_save_checkpoint(t);
+    progress_end(&progress, t);
+    return status;
+}
+
+static Status command_train(const Config *config, const char *resume_dir) {
+    Trainer t;
+    Status status;
+    if (FAILED(status, trainer_plan(&t, config))) goto done;
+    if (FAILED(status, trainer_allocate(&t))) goto done;
+    if (FAILED(status, resume_dir ? trainer_resume(&t, resume_dir) : trainer_create_run(&t))) goto done;
+    report_print_header(&t);
+    t.peak_flops = backend_measure_peak(&t.backend);
+    if (FAILED(status, report_start(&t))) goto done;
+    signal(SIGINT, on_interrupt);
+    signal(SIGTERM, on_interrupt);
+    status = train_loop(&t);
+    if (config->profile) backend_print_profile(&t.backend);
+done:
+    trainer_free(&t);
+    return status;
+}
+
+/* ---- command line ----------------------------------------------------------------------------------------------- */
+
+static int finish(Status status) {
+    if (status.code == STATUS_OK) return interrupted ? EXIT_INTERRUPTED : EXIT_SUCCESS;
+    fprintf(stderr, "train_gpt: %s\n", status.message);
+    return status.code == STATUS_DIVERGED ? EXIT_DIVERGED : EXIT_BAD_INPUT;
+}
+
+int main(int argc, char **argv) {
+    CommandLine line;
+    Config config;
+    Status status = command_line_parse(&line, argc, argv);
+    if (status.code) return finish(status);
+
+    switch (line.command) {
+    case COMMAND_TRAIN:
+        if (FAILED(status, command_line_config(&line, &config))) return finish(status);
+        return finish(command_train(&config, line.resume_dir));
+    case COMMAND_DRY_RUN:
+        if (FAILED(status, command_line_config(&line, &config))) return finish(status);
+        return finish(command_dry_run(&config));
+    case COMMAND_SAMPLE:
+        return finish(command_sample(&line));
+    case COMMAND_EVAL:
+        return finish(command_eval(&line));
+    case COMMAND_PREPARE:
+        return finish(command_prepare(&line));
+    case COMMAND_INSPECT:
+        return finish(command_inspect(&line));
+    case COMMAND_HELP:
+        command_help(stdout);
+        return finish(status);
+    case COMMAND_VERSION:
+        command_version(stdout);
+        return finish(status);
+    case COMMAND_SCHEMA:
+        config_print_schema(stdout);
+        return finish(status);
+    }
+    return finish(status);
+}
