@@ -65,7 +65,7 @@ static Case mixed_case(void) {
     return (Case){.golden = &golden_mixed,
                   .matrices = OPTIMIZER_MUON,
                   .model = {.preset = PRESET_LLAMA,
-                            .layers = 1,
+                            .layers = 2,
                             .heads = 3,
                             .kv_heads = 1,
                             .width = 18,

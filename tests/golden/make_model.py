@@ -181,5 +181,5 @@ print("typedef struct {\n    double loss;\n    double max_logit[8], max_abs[8]; 
 print("    GoldenGradient gradients[32];\n    int gradient_count;\n    double curve[10];\n} GoldenModel;\n")
 emit("gpt2", Model(L=2, H=2, K=2, C=12, T=9, mlp_width=40, V=17, gpt2=True, bias=True, tied=True))
 emit("llama", Model(L=2, H=4, K=2, C=24, T=7, mlp_width=20, V=19, gpt2=False, bias=False, tied=False, matrices="muon"))
-emit("mixed", Model(L=1, H=3, K=1, C=18, T=8, mlp_width=11, V=23, gpt2=False, bias=True, tied=False, qk_norm=True,
+emit("mixed", Model(L=2, H=3, K=1, C=18, T=8, mlp_width=11, V=23, gpt2=False, bias=True, tied=False, qk_norm=True,
                     softcap=1.5, matrices="muon"))
