@@ -3,6 +3,9 @@
 
 enum { ALIGNMENT = 64 }; /* a cache line, and the widest SIMD vector */
 
+/* What a layout too large to count is taken for: no machine has it, and sums of several arenas still fit. */
+static const int64_t MOST_BYTES = INT64_MAX / 16 / ALIGNMENT * ALIGNMENT;
+
 Arena arena_measure(const char *name) {
     return (Arena){.name = name};
 }
@@ -25,12 +28,18 @@ int64_t arena_bytes(const Arena *arena) {
     return arena->base ? arena->size : arena->used;
 }
 
-Tensor arena_take(Arena *arena, DType dtype, int ndim, const int64_t *shape) {
+/* Of a contiguous tensor, up to the next boundary. A configuration may ask for more than 64 bits count. */
+static int64_t padded_bytes(DType dtype, int ndim, const int64_t *shape) {
     int64_t bytes = dtype_size(dtype);
-    for (int i = 0; i < ndim; i++) bytes *= shape[i];
-    int64_t padded = (bytes + ALIGNMENT - 1) / ALIGNMENT * ALIGNMENT;
+    for (int i = 0; i < ndim; i++)
+        if (__builtin_mul_overflow(bytes, shape[i], &bytes) || bytes > MOST_BYTES) return MOST_BYTES;
+    return (bytes + ALIGNMENT - 1) / ALIGNMENT * ALIGNMENT;
+}
+
+Tensor arena_take(Arena *arena, DType dtype, int ndim, const int64_t *shape) {
     char *data = arena->base ? arena->base + arena->used : NULL;
-    arena->used += padded;
+    int64_t used = arena->used + padded_bytes(dtype, ndim, shape);
+    arena->used = used < MOST_BYTES ? used : MOST_BYTES;
     CHECK(!arena->base || arena->used <= arena->size, "arena %s is laid out larger than it was measured", arena->name);
     switch (ndim) {
     case 1:

@@ -25,7 +25,8 @@ Status arena_allocate(Arena *arena, Backend *be); /* allocates what was measured
 void arena_free(Arena *arena);
 int64_t arena_bytes(const Arena *arena); /* measured or allocated */
 
-/* The next tensor, contiguous, on a 64-byte boundary; tensor_none-like (data == NULL, shape set) while measuring. */
+/* The next tensor, contiguous, on a 64-byte boundary; while measuring it has a shape and no memory (data == NULL). A
+ * layout of more bytes than an int64_t counts measures as more than any machine has: arena_allocate then fails. */
 Tensor arena_take(Arena *arena, DType dtype, int ndim, const int64_t *shape);
 Tensor arena_take_1d(Arena *arena, DType dtype, int64_t a);
 Tensor arena_take_2d(Arena *arena, DType dtype, int64_t a, int64_t b);

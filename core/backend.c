@@ -4,8 +4,9 @@
 #include <sched.h>
 #include <stdio.h>
 #include <stdlib.h>
-#include <time.h>
 #include <unistd.h>
+
+#include "core/clock.h"
 
 const char *const op_names[OP_COUNT] = {
 #define X(ID, slot) [OP_##ID] = #slot,
@@ -144,22 +145,16 @@ Status backend_sync(Backend *be) {
 
 /* ---- measurements ----------------------------------------------------------------------------------------------- */
 
-static double seconds_now(void) {
-    struct timespec now;
-    clock_gettime(CLOCK_MONOTONIC, &now);
-    return (double)now.tv_sec + 1e-9 * (double)now.tv_nsec;
-}
-
 /* Calls the slots, so that the measurement does not show in the profile and triggers no fault meant for training. The
  * first product is not counted: it pays for code generation and for waking the threads. */
 static double best_rate(Backend *be, Tensor out, Tensor a, Tensor b) {
     int64_t n = out.shape[0];
-    double flops = 2.0 * (double)n * (double)n * (double)n, best = 0, begin = seconds_now();
-    for (int i = 0; i < 4 || (i < 1000 && seconds_now() - begin < 0.1); i++) {
-        double start = seconds_now();
+    double flops = 2.0 * (double)n * (double)n * (double)n, best = 0, begin = clock_seconds();
+    for (int i = 0; i < 4 || (i < 1000 && clock_seconds() - begin < 0.1); i++) {
+        double start = clock_seconds();
         be->ops.matmul(be, out, a, b, tensor_none(), (MatmulScale){.alpha = 1});
         if (backend_sync(be).code) return 0;
-        double rate = flops / (seconds_now() - start);
+        double rate = flops / (clock_seconds() - start);
         if (i > 0 && rate > best) best = rate;
     }
     return best;

@@ -159,7 +159,6 @@ struct Backend {
     const char *name;
     char description[160]; /* "oneDNN 2.6 (avx512_core_bf16), 2 threads" */
     DType compute_dtype;   /* of activations and working weights: DTYPE_F32 or DTYPE_BF16 */
-    bool host_memory;      /* tensors can be read through their pointer after backend_sync */
     int threads;
     BackendOps ops;
     void *state; /* of the implementation */

@@ -14,7 +14,7 @@
 #include <sys/stat.h>
 #include <unistd.h>
 
-static Status system_error(const char *path, const char *verb) {
+Status file_error(const char *path, const char *verb) {
     return status_error(STATUS_IO, "%s: cannot %s: %s", path, verb, strerror(errno));
 }
 
@@ -48,9 +48,9 @@ Status file_read(const char *path, int64_t limit, char **data, int64_t *size) {
     char *buffer = NULL;
     struct stat info;
     int fd = open(path, O_RDONLY | O_CLOEXEC);
-    if (fd < 0) return system_error(path, "open");
+    if (fd < 0) return file_error(path, "open");
     if (fstat(fd, &info) < 0) {
-        status = system_error(path, "read");
+        status = file_error(path, "read");
         goto done;
     }
     if (!S_ISREG(info.st_mode)) {
@@ -70,7 +70,7 @@ Status file_read(const char *path, int64_t limit, char **data, int64_t *size) {
     }
     int64_t count = read_fully(fd, buffer, expected);
     if (count < 0) {
-        status = system_error(path, "read");
+        status = file_error(path, "read");
         goto done;
     }
     if (count < expected) {
@@ -95,12 +95,12 @@ Status file_write(const char *path, const void *data, int64_t size) {
         return status_error(STATUS_BAD_INPUT, "%s: the path is longer than %d bytes", path, PATH_SIZE - 1);
     }
     int fd = open(temporary, O_WRONLY | O_CREAT | O_TRUNC | O_CLOEXEC, 0666);
-    if (fd < 0) return system_error(temporary, "create");
+    if (fd < 0) return file_error(temporary, "create");
     Status status = status_ok();
     /* fsync before the rename: otherwise a crash may leave the new name on a file whose bytes never reached the disk */
-    if (!write_fully(fd, data, size) || fsync(fd) < 0) status = system_error(temporary, "write");
-    if (close(fd) < 0 && !status.code) status = system_error(temporary, "write");
-    if (!status.code && rename(temporary, path) < 0) status = system_error(path, "replace");
+    if (!write_fully(fd, data, size) || fsync(fd) < 0) status = file_error(temporary, "write");
+    if (close(fd) < 0 && !status.code) status = file_error(temporary, "write");
+    if (!status.code && rename(temporary, path) < 0) status = file_error(path, "replace");
     if (status.code) unlink(temporary);
     return status;
 }
@@ -129,9 +129,11 @@ Status folder_create(const char *path) {
         if (path[i] != '/' && path[i] != '\0') continue;
         memcpy(prefix, path, i);
         prefix[i] = '\0';
-        if (mkdir(prefix, 0777) == 0 || is_folder(prefix)) continue;
-        if (errno == EEXIST) errno = ENOTDIR;
-        return system_error(prefix, "create the folder");
+        if (mkdir(prefix, 0777) == 0) continue;
+        int reason = errno; /* looking for a folder sets another one */
+        if (is_folder(prefix)) continue;
+        errno = reason == EEXIST ? ENOTDIR : reason;
+        return file_error(prefix, "create the folder");
     }
     return status_ok();
 }
@@ -144,18 +146,18 @@ static int remove_entry(const char *path, const struct stat *info, int type, str
 Status folder_remove(const char *path) {
     enum { OPEN_FOLDERS = 16 };
     struct stat info;
-    if (lstat(path, &info) < 0) return errno == ENOENT ? status_ok() : system_error(path, "remove");
+    if (lstat(path, &info) < 0) return errno == ENOENT ? status_ok() : file_error(path, "remove");
     /* FTW_PHYS: a link is removed, never followed */
-    if (nftw(path, remove_entry, OPEN_FOLDERS, FTW_DEPTH | FTW_PHYS) != 0) return system_error(path, "remove");
+    if (nftw(path, remove_entry, OPEN_FOLDERS, FTW_DEPTH | FTW_PHYS) != 0) return file_error(path, "remove");
     return status_ok();
 }
 
 Status folder_sync(const char *path) {
     int fd = open(path, O_RDONLY | O_DIRECTORY | O_CLOEXEC);
-    if (fd < 0) return system_error(path, "open the folder");
+    if (fd < 0) return file_error(path, "open the folder");
     Status status = status_ok();
     /* some network file systems cannot sync a folder and say EINVAL: nothing more can be done there */
-    if (fsync(fd) < 0 && errno != EINVAL) status = system_error(path, "sync the folder");
+    if (fsync(fd) < 0 && errno != EINVAL) status = file_error(path, "sync the folder");
     close(fd);
     return status;
 }
@@ -171,7 +173,7 @@ Status file_glob(const char *pattern, FileList *list) {
     int code = glob(pattern, GLOB_NOSORT, NULL, &found);
     if (code == GLOB_NOMATCH) return status_error(STATUS_BAD_INPUT, "%s: no file matches", pattern);
     if (code == GLOB_NOSPACE) return status_error(STATUS_OUT_OF_MEMORY, "%s: no memory for the list", pattern);
-    if (code != 0) return system_error(pattern, "search");
+    if (code != 0) return file_error(pattern, "search");
 
     FileList copy = {.paths = calloc(found.gl_pathc, sizeof *copy.paths)};
     bool complete = copy.paths != NULL;

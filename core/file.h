@@ -8,6 +8,9 @@
 
 enum { PATH_SIZE = 1024 };
 
+/* STATUS_IO, "PATH: cannot VERB: REASON", the reason from errno: what every failed system call on a file returns. */
+Status file_error(const char *path, const char *verb);
+
 /* The whole file, NUL-terminated beyond its end; the caller frees *data. Refuses files over `limit` bytes. */
 Status file_read(const char *path, int64_t limit, char **data, int64_t *size);
 

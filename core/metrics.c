@@ -8,9 +8,7 @@
 #include <string.h>
 #include <unistd.h>
 
-static Status system_error(const char *path, const char *verb) {
-    return status_error(STATUS_IO, "%s: cannot %s: %s", path, verb, strerror(errno));
-}
+#include "core/file.h"
 
 /* ---- resuming --------------------------------------------------------------------------------------------------- */
 
@@ -35,9 +33,9 @@ static Status copy_lines(FILE *from, FILE *to, const char *path, int64_t resume_
         if (fwrite(line, 1, (size_t)length, to) != (size_t)length) break;
     }
     if (ferror(to)) {
-        status = system_error(path, "rewrite");
+        status = file_error(path, "rewrite");
     } else if (!feof(from)) {
-        status = system_error(path, "read");
+        status = file_error(path, "read");
     }
     free(line);
     return status;
@@ -48,17 +46,17 @@ static Status drop_lines_after(const char *path, int64_t resume_step) {
     char temporary[sizeof((MetricsWriter *)0)->path + sizeof ".tmp"];
     snprintf(temporary, sizeof temporary, "%s.tmp", path);
     FILE *from = fopen(path, "r");
-    if (!from) return errno == ENOENT ? status_ok() : system_error(path, "open");
+    if (!from) return errno == ENOENT ? status_ok() : file_error(path, "open");
     FILE *to = fopen(temporary, "w");
     if (!to) {
         fclose(from);
-        return system_error(temporary, "create");
+        return file_error(temporary, "create");
     }
     Status status = copy_lines(from, to, path, resume_step);
-    if (!status.code && (fflush(to) != 0 || fsync(fileno(to)) != 0)) status = system_error(temporary, "write");
+    if (!status.code && (fflush(to) != 0 || fsync(fileno(to)) != 0)) status = file_error(temporary, "write");
     fclose(from);
-    if (fclose(to) != 0 && !status.code) status = system_error(temporary, "write");
-    if (!status.code && rename(temporary, path) != 0) status = system_error(path, "replace");
+    if (fclose(to) != 0 && !status.code) status = file_error(temporary, "write");
+    if (!status.code && rename(temporary, path) != 0) status = file_error(path, "replace");
     if (status.code) unlink(temporary);
     return status;
 }
@@ -77,7 +75,7 @@ Status metrics_open(MetricsWriter *w, const char *run_dir, int64_t resume_step) 
         if (status.code) return status;
     }
     fresh.file = fopen(fresh.path, resume_step > 0 ? "a" : "w");
-    if (!fresh.file) return system_error(fresh.path, "open");
+    if (!fresh.file) return file_error(fresh.path, "open");
     *w = fresh;
     return status_ok();
 }
@@ -92,7 +90,7 @@ Status metrics_write(MetricsWriter *w, cJSON *line) {
     cJSON_Delete(line);
     if (!text) return status_error(STATUS_OUT_OF_MEMORY, "%s: no memory for a line", w->path);
     Status status = status_ok();
-    if (fprintf(w->file, "%s\n", text) < 0 || fflush(w->file) != 0) status = system_error(w->path, "write");
+    if (fprintf(w->file, "%s\n", text) < 0 || fflush(w->file) != 0) status = file_error(w->path, "write");
     cJSON_free(text);
     return status;
 }

@@ -14,7 +14,8 @@
 #include "core/ops.h"
 
 #include <math.h>
-#include <time.h>
+
+#include "core/clock.h"
 
 enum { MAX_OUTPUTS = 4, LETTERS = 128, SCAN_CHUNK = 4096 };
 
@@ -109,15 +110,9 @@ static int64_t size_of(const OpCall *c, char letter) {
 
 /* ---- before and after the slot ---------------------------------------------------------------------------------- */
 
-static double seconds_now(void) {
-    struct timespec now;
-    clock_gettime(CLOCK_MONOTONIC, &now);
-    return (double)now.tv_sec + 1e-9 * (double)now.tv_nsec;
-}
-
 static bool op_start(OpCall *c) {
     if (c->be->failure.code) return false;
-    if (c->be->profile) c->start = seconds_now();
+    if (c->be->profile) c->start = clock_seconds();
     return true;
 }
 
@@ -125,7 +120,7 @@ static void stop_timer(OpCall *c) {
     OpTimer *timer = &c->be->timers[c->op];
     backend_sync(c->be);
     timer->calls++;
-    timer->seconds += seconds_now() - c->start;
+    timer->seconds += clock_seconds() - c->start;
 }
 
 static void inject_fault(OpCall *c) {
@@ -219,6 +214,12 @@ void op_add(Backend *be, Tensor out, Tensor a, Tensor b) {
 static const MatmulScale product = {.alpha = 1, .beta = 0};
 static const MatmulScale product_added = {.alpha = 1, .beta = 1};
 
+static bool same_strides(Tensor a, Tensor b) {
+    for (int i = 0; i < a.ndim; i++)
+        if (a.shape[i] > 1 && a.stride[i] != b.stride[i]) return false;
+    return true;
+}
+
 void op_matmul(Backend *be, Tensor out, Tensor a, Tensor b, Tensor addend, MatmulScale s) {
     OpCall c = op_begin(be, OP_MATMUL);
     op_arg(&c, "out", out, REAL | STRIDED | OUTPUT, "*nm");
@@ -228,6 +229,7 @@ void op_matmul(Backend *be, Tensor out, Tensor a, Tensor b, Tensor addend, Matmu
     require(&c, out.dtype == a.dtype || out.dtype == DTYPE_F32, "out", out, "it must be f32 or of a's dtype");
     require(&c, !tensor_present(addend) || addend.dtype == out.dtype, "addend", addend, "it must be of out's dtype");
     require(&c, out.data != a.data && out.data != b.data, "out", out, "it may not be a or b");
+    require(&c, addend.data != out.data || same_strides(addend, out), "addend", addend, "it must be out or elsewhere");
     if (!op_start(&c)) return;
     be->ops.matmul(be, out, a, b, addend, s);
     op_end(&c);

@@ -74,9 +74,12 @@ void op_embed(Backend *be, Tensor out, Tensor tokens, Tensor wte, Tensor wpe);
 /* dwte +=, dwpe +=, each in the fixed order of n.   dwte (V,C) f32, [dwpe] (>=T,C) f32, dout (B*T,C) T*. */
 void op_embed_grad(Backend *be, Tensor dwte, Tensor dwpe, Tensor dout, Tensor tokens);
 
-/* Rotary embedding in place (Su et al. 2021), halves split as in Llama: for i < D/2, with c,s = table[t][i],
- * table[t][D/2+i] x[i], x[i+D/2] = x[i] c - x[i+D/2] s,  x[i+D/2] c + x[i] s. x (B,T,H,D) T* strided, D even; table
- * (>=T,D) f32: cosines, then sines. */
+/* Rotary embedding in place (Su et al. 2021), halves split as in Llama. For i < D/2, with c = table[t][i] and
+ * s = table[t][D/2+i]:
+ *
+ *      x[i], x[i+D/2] = x[i] c - x[i+D/2] s,  x[i+D/2] c + x[i] s
+ *
+ * x (B,T,H,D) T* strided, D even; table (>=T,D) f32: cosines, then sines. */
 void op_rope(Backend *be, Tensor x, Tensor table);
 
 /* The transpose of op_rope: rotates dx back. */
@@ -84,12 +87,16 @@ void op_rope_grad(Backend *be, Tensor dx, Tensor table);
 
 /* ---- attention -------------------------------------------------------------------------------------------------- */
 
-/* Causal softmax attention with MaxLogit on its way. s_ij = scale q_i·k_j for j <= i; p = softmax_j(cap(s)); out_i =
- * sum p_ij v_j. lse_i = log sum_j exp(cap(s_ij))                          (=) max_logit[h] = max(max_logit[h], max_ij
- * s_ij)             (running maximum, signed, before softcap) max_abs[h]   = max(max_abs[h], max_ij |s_ij|) (both: a
- * NaN logit makes them NaN, and they stay NaN) q (B,T,H,D), k (B,T,K,D), v (B,T,K,E), out (B,T,H,E): T*, strided; query
- * head h reads key head h / (H/K). lse (B,H,T) f32; max_logit, max_abs (H) f32. Never stores T x T for more than a tile
- * per thread. */
+/* Causal softmax attention with MaxLogit on its way. For j <= i, and cap(s) = softcap tanh(s / softcap) or s itself:
+ *
+ *      s_ij = scale q_i·k_j            p_ij = exp(cap(s_ij) - lse_i)
+ *      lse_i = log sum_j exp(cap(s_ij))
+ *      out_i = sum_j p_ij v_j
+ *      max_logit[h] = max(max_logit[h], max_ij s_ij)          running maxima, before the softcap:
+ *      max_abs[h] = max(max_abs[h], max_ij |s_ij|)            a NaN logit makes both NaN, and they stay NaN
+ *
+ * q (B,T,H,D), k (B,T,K,D), v (B,T,K,E), out (B,T,H,E): T*, strided; query head h reads key head h / (H/K).
+ * lse (B,H,T) f32; max_logit, max_abs (H) f32. Never stores T x T for more than a tile per thread. */
 void op_attention(Backend *be, Tensor out, Tensor lse, Tensor max_logit, Tensor max_abs, Tensor q, Tensor k, Tensor v,
                   AttentionParams p);
 

@@ -114,8 +114,14 @@ bool params_has_decay(const BlockKind *kind) {
 }
 
 const char *role_name(Role role) {
-    static const char *const names[] = {"embed", "position", "head", "q",    "k",    "v",
-                                        "o",     "gate",     "up",   "down", "norm", "bias"};
+    static const char *const names[] = {
+        [ROLE_EMBED] = "embed", [ROLE_POSITION] = "position",
+        [ROLE_HEAD] = "head",   [ROLE_Q] = "q",
+        [ROLE_K] = "k",         [ROLE_V] = "v",
+        [ROLE_O] = "o",         [ROLE_GATE] = "gate",
+        [ROLE_UP] = "up",       [ROLE_DOWN] = "down",
+        [ROLE_NORM] = "norm",   [ROLE_BIAS] = "bias",
+    };
     return names[role];
 }
 

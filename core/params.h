@@ -48,9 +48,9 @@ typedef struct {
 
 typedef enum { HEADS_IN_ROWS, HEADS_IN_COLUMNS } HeadAxis;
 
+/* Names are unique: "q", "o", "gate", "embed", "q_bias". Patterns in the config match "layers.3.q" or "embed". */
 typedef struct {
-    const char
-        *name; /* "q", "o", "gate", "embed", "q_bias": unique; patterns in the config match "layers.3.q" or "embed" */
+    const char *name;
     Role role;
     int param;          /* index of its Param */
     int64_t row, rows;  /* its rows within the Param's; all columns */
@@ -67,14 +67,13 @@ typedef struct {
 
     Tensor master; /* (elements) f32 */
     Tensor grad;   /* (elements) f32 */
-    Tensor
-        work; /* (elements) bf16: rounded copies that the forward pass reads; the same memory as master in fp32 mode */
+    Tensor work;   /* (elements) bf16: rounded copies that forward and backward read; in fp32 mode master itself */
 } ParamTable;
 
 /* ---- building --------------------------------------------------------------------------------------------------- */
 
-int params_add_matrix(ParamTable *table, const char *name, int64_t layers, int64_t rows,
-                      int64_t columns); /* layers 0: global */
+/* Of `layers` layers, or one for the whole model where that is 0. Return the parameter's index. */
+int params_add_matrix(ParamTable *table, const char *name, int64_t layers, int64_t rows, int64_t columns);
 int params_add_vector(ParamTable *table, const char *name, int64_t layers, int64_t rows);
 /* The rows [row, row+rows) of `param` under a name of their own. Returns the kind's index. */
 int params_add_block(ParamTable *table, const char *name, Role role, int param, int64_t row, int64_t rows, int heads,

@@ -23,7 +23,7 @@ typedef enum {
 
 typedef struct {
     StatusCode code;
-    char message[1000];
+    char message[1400]; /* a path of PATH_SIZE, and a sentence around it */
 } Status;
 
 Status status_ok(void);

@@ -60,6 +60,9 @@ static int64_t partial_pitch(int64_t n) {
 }
 
 void *cpu_partial(const Backend *be, int part, int64_t n) {
+    int64_t end = (part + 1) * partial_pitch(n) * (int64_t)sizeof(float);
+    CHECK(end <= be->scratch_bytes, "%lld bytes of scratch memory for thread %d, %lld are reserved", (long long)end,
+          part, (long long)be->scratch_bytes);
     return (float *)be->scratch + part * partial_pitch(n);
 }
 
@@ -111,7 +114,6 @@ Status cpu_backend_open(Backend *be, BackendRequest request) {
 
     be->name = "cpu";
     be->compute_dtype = choose_dtype(be, request.precision);
-    be->host_memory = true;
     char library[sizeof be->description - 32];
     cpu_library_describe(be, library, sizeof library);
     snprintf(be->description, sizeof be->description, "%s, %d thread%s", library, be->threads,

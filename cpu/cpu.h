@@ -69,7 +69,8 @@ static inline Range range_of(int64_t n, int part, int parts) {
     return (Range){n * part / parts, n * (part + 1) / parts};
 }
 
-/* Scratch of one thread: n floats (or half as many doubles) on cache lines of their own.
+/* Scratch of one thread: n floats (or half as many doubles) on cache lines of their own. A parallel region that uses it
+ * has num_threads(be->threads): OpenMP's own number is that of the backend that was opened last.
  *
  *      | part 0: n floats, padding | part 1: n floats, padding | ...
  */

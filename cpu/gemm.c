@@ -139,7 +139,7 @@ static void linear_grad_input(Backend *be, Tensor dx, Tensor dout, Tensor w) {
 
 static void add_rows(Backend *be, Tensor sum, Tensor x) {
     int64_t N = x.shape[0], O = x.shape[1];
-#pragma omp parallel
+#pragma omp parallel num_threads(be->threads)
     {
         int part = omp_get_thread_num();
         float *mine = cpu_partial(be, part, O);

@@ -220,7 +220,10 @@ static dnnl_status_t make_slot(Library *lib, Slot *slot, const Key *key) {
 }
 
 static dnnl_status_t execute(Library *lib, Slot *slot, const Product *p) {
-    void *data[ARG_COUNT] = {p->a.data, p->b.data, p->out.data, p->bias.data, p->addend.data, lib->scratchpad};
+    void *data[ARG_COUNT] = {
+        [ARG_A] = p->a.data,       [ARG_B] = p->b.data,           [ARG_OUT] = p->out.data,
+        [ARG_BIAS] = p->bias.data, [ARG_ADDEND] = p->addend.data, [ARG_SCRATCHPAD] = lib->scratchpad,
+    };
     dnnl_exec_arg_t args[ARG_COUNT];
     dnnl_status_t status = dnnl_success;
     int count = 0;

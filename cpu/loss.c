@@ -99,7 +99,7 @@ static double sum_over(Backend *be, Tensor x, RowSum *of_row) {
     Sweep sweep = sweep_over(1, (Tensor[]){x});
     double total = 0;
     int parts = 1;
-#pragma omp parallel if (sweep.chunks > 1)
+#pragma omp parallel num_threads(be->threads) if (sweep.chunks > 1)
     {
         int part = omp_get_thread_num();
         Range mine = range_of(sweep.chunks, part, omp_get_num_threads());

@@ -77,7 +77,7 @@ static void layernorm_grad(Backend *be, Tensor dx, Tensor dw, Tensor dbias, Tens
     DType dtype = x.dtype;
     int64_t N = x.shape[0], C = x.shape[1];
     const float *means = mean.data, *rstds = rstd.data;
-#pragma omp parallel
+#pragma omp parallel num_threads(be->threads)
     {
         int part = omp_get_thread_num(), parts = omp_get_num_threads();
         float *my_dw = cpu_partial(be, part, 2 * C), *my_dbias = my_dw + C;
@@ -140,7 +140,7 @@ INLINE void rmsnorm_grad_row(DType t, void *dx, float *dw, const void *dout, con
 static void rmsnorm_grad(Backend *be, Tensor dx, Tensor dw, Tensor dout, Tensor x, Tensor rstd, Tensor w) {
     int64_t C = x.shape[x.ndim - 1], rows = tensor_numel(rstd);
     const float *rstds = rstd.data;
-#pragma omp parallel
+#pragma omp parallel num_threads(be->threads)
     {
         int part = omp_get_thread_num(), parts = omp_get_num_threads();
         float *my_dw = cpu_partial(be, part, C);

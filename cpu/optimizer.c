@@ -33,7 +33,7 @@ static void adamw(Backend *be, Tensor w, Tensor w_copy, Tensor m, Tensor v, Tens
 
 /* ---- muon ------------------------------------------------------------------------------------------------------- */
 
-/* m = mu m + fresh g',  u = look_ahead_g g' + look_ahead_m m: every form of op_momentum. */
+/* m = mu m + fresh g,  u = of_gradient g + of_momentum m: every form of op_momentum; grad_scale is in the weights. */
 typedef struct {
     float mu, fresh, of_gradient, of_momentum;
 } MomentumWeights;

@@ -4,13 +4,17 @@
  *
  *                  corner      n
  *               +-----+-----+---
- *             k |     |     |   B     The corner of C that is being computed stays in registers: TILE_ROWS x
- * TILE_VECTORS
- *               +-----+-----+---      vectors, enough independent sums to hide the latency of a multiply-add. With 8 x
- * 2 k                           a step of k costs 2 loads from B and 8 broadcasts from A for 16 multiply-adds;
- *      +-----+  +-----+-----+---      measured on Zen 4 with AVX-512: 91 % of the peak (8 x 3: 88 %, 12 x 2: 87 %,
- *    8 |  A  |  |  C  |     |         4 x 4: 76 %, 6 x 4: 66 %).
+ *             k |     |     |   B
+ *               +-----+-----+---
+ *          k
  *      +-----+  +-----+-----+---
+ *    8 |  A  |  |  C  |     |
+ *      +-----+  +-----+-----+---
+ *
+ * The corner of C that is being computed stays in registers: TILE_ROWS x TILE_VECTORS vectors, enough independent sums
+ * to hide the latency of a multiply-add. With 8 x 2 a step of k costs 2 loads from B and 8 broadcasts from A for 16
+ * multiply-adds. Measured on Zen 4 with AVX-512, in percent of the peak: 91 (8 x 3: 88, 12 x 2: 87, 4 x 4: 76,
+ * 6 x 4: 66).
  *
  * A is read one number at a time, so it may have any strides: a transposed A costs nothing. B and C are read and
  * written in whole vectors: their rows are aligned to one and have room for n rounded up to TILE_LANES; what the room

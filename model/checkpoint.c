@@ -233,11 +233,12 @@ static bool get_hash(const cJSON *json, const char *key, uint64_t *hash) {
     return *end == '\0';
 }
 
+/* A count: whole, not negative, and no larger than a JSON number, which is a double, holds exactly. */
 static bool get_integer(const cJSON *json, const char *key, int64_t *value) {
     const cJSON *item = cJSON_GetObjectItemCaseSensitive(json, key);
-    if (!cJSON_IsNumber(item)) return false;
+    if (!cJSON_IsNumber(item) || !(item->valuedouble >= 0 && item->valuedouble <= 0x1p53)) return false;
     *value = (int64_t)item->valuedouble;
-    return true;
+    return (double)*value == item->valuedouble;
 }
 
 static bool get_text(const cJSON *json, const char *key, char *buffer, size_t size) {
@@ -403,7 +404,7 @@ done:
 static Status sum_file(const char *path, FileSum *sum) {
     enum { CHUNK = 1 << 18 };
     FILE *file = fopen(path, "rb");
-    if (!file) return status_error(STATUS_IO, "%s: cannot open: %s", path, strerror(errno));
+    if (!file) return file_error(path, "open");
     char *chunk = malloc(CHUNK);
     *sum = (FileSum){.hash = FILE_HASH_START};
     for (size_t n = 1; chunk && n > 0; sum->size += (int64_t)n) {
@@ -411,7 +412,7 @@ static Status sum_file(const char *path, FileSum *sum) {
         sum->hash = file_hash(sum->hash, chunk, (int64_t)n);
     }
     Status status = !chunk         ? status_error(STATUS_OUT_OF_MEMORY, "%s: no memory to read it", path)
-                    : ferror(file) ? status_error(STATUS_IO, "%s: cannot read: %s", path, strerror(errno))
+                    : ferror(file) ? file_error(path, "read")
                                    : status_ok();
     free(chunk);
     fclose(file);
@@ -519,7 +520,7 @@ static Status list_steps(const char *run_dir, StepList *list) {
     if (status.code) return status;
     DIR *entries = opendir(folder);
     if (!entries && errno == ENOENT) return status;
-    if (!entries) return status_error(STATUS_IO, "%s: cannot list: %s", folder, strerror(errno));
+    if (!entries) return file_error(folder, "list");
     for (struct dirent *entry = readdir(entries); entry; entry = readdir(entries)) {
         int64_t step = step_of(entry->d_name);
         if (step < 0) continue;
@@ -563,7 +564,7 @@ static Status remove_unfinished(const char *run_dir) {
     Status status = path_join(folder, run_dir, CHECKPOINTS);
     if (status.code) return status;
     DIR *entries = opendir(folder);
-    if (!entries) return status_error(STATUS_IO, "%s: cannot list: %s", folder, strerror(errno));
+    if (!entries) return file_error(folder, "list");
     for (struct dirent *entry = readdir(entries); entry && !status.code; entry = readdir(entries)) {
         if (!is_unfinished(entry->d_name)) continue;
         status = path_join(path, folder, entry->d_name);

@@ -22,15 +22,15 @@ typedef struct {
     int64_t samples, tokens;         /* seen */
     uint64_t data_fingerprint;       /* dataset_fingerprint of the training data */
     const char *config_json;         /* of the run. Input of checkpoint_save; NULL in a state that was read */
-    char backend[16], precision[16]; /* what the run computed on. Set in a state that was read; checkpoint_save asks the
-                                        model */
+    char backend[16], precision[16]; /* of the run. Set in a state that was read; checkpoint_save asks the model */
 } CheckpointState;
 
 /* RUN_DIR/checkpoints/step_00000500 into a buffer of PATH_SIZE. */
 Status checkpoint_path(char *buffer, const char *run_dir, int64_t step);
 
 /* Writes the checkpoint `dir`, with its parents; one that is there already is replaced. After a failure whatever was
- * there before is still there. optimizer: f32, contiguous, in the backend's memory, uniquely named. */
+ * there before is still there, but for a file system that cannot swap two folders and fails between removing the old
+ * one and renaming the new. optimizer: f32, contiguous, in the backend's memory, uniquely named. */
 Status checkpoint_save(const char *dir, const Gpt *gpt, const CheckpointState *state, const NamedTensor *optimizer,
                        int64_t optimizer_count);
 

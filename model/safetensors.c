@@ -6,7 +6,6 @@
 #include "model/safetensors.h"
 
 #include <cjson/cJSON.h>
-#include <errno.h>
 #include <fcntl.h>
 #include <stdlib.h>
 #include <string.h>
@@ -231,16 +230,16 @@ Status safetensors_parse(SafetensorsFile *file, const char *path, const void *by
 static Status map_file(const char *path, void **map, int64_t *size) {
     struct stat info;
     int fd = open(path, O_RDONLY | O_CLOEXEC);
-    if (fd < 0) return status_error(STATUS_IO, "%s: cannot open: %s", path, strerror(errno));
+    if (fd < 0) return file_error(path, "open");
     Status status = status_ok();
     if (fstat(fd, &info) < 0) {
-        status = status_error(STATUS_IO, "%s: cannot read: %s", path, strerror(errno));
+        status = file_error(path, "read");
     } else if (!S_ISREG(info.st_mode) || info.st_size < PREFIX) {
         status = status_error(STATUS_BAD_INPUT, "%s: not a safetensors file: too short, or not a regular file", path);
     } else {
         *size = info.st_size;
         *map = mmap(NULL, (size_t)*size, PROT_READ, MAP_PRIVATE, fd, 0);
-        if (*map == MAP_FAILED) status = status_error(STATUS_IO, "%s: cannot map: %s", path, strerror(errno));
+        if (*map == MAP_FAILED) status = file_error(path, "map");
     }
     close(fd);
     return status;
@@ -302,7 +301,7 @@ Status safetensors_read_f32(const SafetensorsFile *file, const SafetensorsEntry 
 /* ---- writing ---------------------------------------------------------------------------------------------------- */
 
 static Status write_error(SafetensorsWriter *w) {
-    Status status = status_error(STATUS_IO, "%s: cannot write: %s", w->path, strerror(errno));
+    Status status = file_error(w->path, "write");
     safetensors_writer_abandon(w);
     return status;
 }
@@ -364,7 +363,7 @@ Status safetensors_writer_open(SafetensorsWriter *w, const char *path, const Saf
     if (w->file)
         status = put_header(w, text);
     else
-        status = status_error(STATUS_IO, "%s: cannot create: %s", w->temporary, strerror(errno));
+        status = file_error(w->temporary, "create");
     cJSON_free(text);
     return status;
 }
@@ -382,7 +381,7 @@ Status safetensors_writer_finish(SafetensorsWriter *w) {
     int closed = fclose(w->file);
     w->file = NULL;
     if (closed == 0 && rename(w->temporary, w->path) == 0) return status_ok();
-    Status status = status_error(STATUS_IO, "%s: cannot write: %s", w->path, strerror(errno));
+    Status status = file_error(w->path, "write");
     unlink(w->temporary);
     return status;
 }

@@ -1,9 +1,10 @@
 /* safetensors files: named tensors behind a JSON header.
  *
  *      byte 0      u64, little-endian: length H of the header
- *           8      JSON, padded with spaces:  {"__metadata__": {"format": "pt"},
- *                                              "wte": {"dtype": "F32", "shape": [50257, 768], "data_offsets": [0, b]},
- * ...} 8 + H  the tensors' bytes, row-major, little-endian, without a hole; offsets count from here
+ *           8      JSON, padded with spaces:
+ *                      {"__metadata__": {"format": "pt"},
+ *                       "wte": {"dtype": "F32", "shape": [50257, 768], "data_offsets": [0, b]}, ...}
+ *       8 + H      the tensors' bytes, row-major, little-endian, without a hole; offsets count from here
  *
  * A file that was opened is sound: every entry's bytes lie inside the file, entries neither overlap nor leave a hole,
  * shapes agree with sizes, names are unique. Everything else is refused with file and reason.

@@ -63,7 +63,6 @@ Status ref_backend_open(Backend *be, BackendRequest request) {
     be->name = "ref";
     snprintf(be->description, sizeof be->description, "plain loops in double precision, 1 thread");
     be->compute_dtype = strcmp(request.precision, "bf16") ? DTYPE_F32 : DTYPE_BF16;
-    be->host_memory = true;
     be->threads = 1;
     ref_fill_ops(&be->ops);
     return status_ok();

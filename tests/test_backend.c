@@ -106,6 +106,19 @@ static void an_empty_arena_can_be_allocated(void **state) {
     test_close(&be);
 }
 
+static void a_layout_too_large_to_count_is_out_of_memory(void **state) {
+    (void)state;
+    Backend be;
+    test_open(&be, "ref", "fp32");
+    Arena arena = arena_measure("activations");
+    const int64_t side = (int64_t)1 << 31;
+    for (int layer = 0; layer < 1024; layer++) arena_take_3d(&arena, DTYPE_F32, side, side / 2, 1 + layer % 2);
+    assert_true(arena.used > INT64_MAX / 32);
+    assert_fails(arena_allocate(&arena, &be), STATUS_OUT_OF_MEMORY, "activations");
+    arena_free(&arena);
+    test_close(&be);
+}
+
 /* ---- failures --------------------------------------------------------------------------------------------------- */
 
 static void the_first_failure_stays_and_ops_do_nothing_after_it(void **state) {
@@ -119,6 +132,20 @@ static void the_first_failure_stays_and_ops_do_nothing_after_it(void **state) {
     assert_true(*(float *)x.data == 0);
     assert_string_equal(be.failed_op, "matmul");
     assert_fails(backend_sync(&be), STATUS_DEVICE, "matmul on device ref: the first");
+    test_close(&be);
+}
+
+/* A configuration can ask for them, so they end in a sentence and not in a failed check. */
+static void heads_that_ref_cannot_take_are_a_failure_that_says_what_to_do(void **state) {
+    (void)state;
+    Backend be;
+    test_open(&be, "ref", "fp32");
+    Tensor x = test_random(&be, DTYPE_F32, shape4(1, 2, 1, 1025), 1);
+    Tensor out = test_zeros(&be, DTYPE_F32, shape4(1, 2, 1, 1025)), lse = test_zeros(&be, DTYPE_F32, shape3(1, 1, 2));
+    Tensor max_logit = test_zeros(&be, DTYPE_F32, shape1(1)), max_abs = test_zeros(&be, DTYPE_F32, shape1(1));
+    op_attention(&be, out, lse, max_logit, max_abs, x, x, x, (AttentionParams){.scale = 1});
+    assert_fails(backend_sync(&be), STATUS_BAD_INPUT, "attention on device ref: head size 1025");
+    assert_non_null(strstr(backend_sync(&be).message, "use device=cpu"));
     test_close(&be);
 }
 
@@ -244,7 +271,9 @@ int main(void) {
         cmocka_unit_test(memory_that_cannot_be_had_is_named_with_its_purpose_and_size),
         cmocka_unit_test(an_arena_allocates_what_it_measured),
         cmocka_unit_test(an_empty_arena_can_be_allocated),
+        cmocka_unit_test(a_layout_too_large_to_count_is_out_of_memory),
         cmocka_unit_test(the_first_failure_stays_and_ops_do_nothing_after_it),
+        cmocka_unit_test(heads_that_ref_cannot_take_are_a_failure_that_says_what_to_do),
         cmocka_unit_test(values_read_after_a_failure_are_nan),
         cmocka_unit_test(a_fault_hits_the_first_element_of_the_call_it_was_set_for),
         cmocka_unit_test(no_fault_is_set_in_a_fresh_backend),

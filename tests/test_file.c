@@ -110,6 +110,9 @@ static void a_file_in_the_way_of_a_folder_is_named(void **state) {
     assert_ok(file_write(inside("plain"), "x", 1));
     assert_fails(folder_create(inside("plain/child")), STATUS_IO, "plain: cannot create the folder: Not a directory");
     assert_fails(folder_create(""), STATUS_BAD_INPUT, "without a name");
+    /* the reason is mkdir's own, not that of looking at what stands there: a link to nothing does not exist */
+    assert_int_equal(symlink("nowhere", inside("link")), 0);
+    assert_fails(folder_create(inside("link")), STATUS_IO, "link: cannot create the folder: Not a directory");
     assert_fails(folder_sync(inside("plain")), STATUS_IO, "plain: cannot open the folder: ");
 }
 
