@@ -4,8 +4,9 @@
  * attention, and writes layers[l+1].input (or gpt.final), because the backward pass of the norms reads all of them.
  * In the backward pass one buffer, gpt.dx, is the gradient of the residual stream: branches add to it.
  *
- *      forward    input -norm1-> -qkv-> -rope-> -attention-> -out-> + input = middle -norm2-> -up-> -act-> -down-> +
- * middle backward   the same list, read from the right
+ *      forward    input -norm1-> -qkv-> -rope-> -attention-> -out-> + input = middle
+ *                 middle -norm2-> -up-> -act-> -down-> + middle = the next layer's input
+ *      backward   the same list, from its end to its beginning
  */
 #include "model/gpt.h"
 
@@ -247,18 +248,17 @@ void gpt_free(Gpt *g) {
 
 /* ---- initial weights -------------------------------------------------------------------------------------------- */
 
-static void init_param(Gpt *g, int param, int64_t seed, double std, double constant, float *host) {
-    const Param *p = &g->params.params[param];
+static void init_param(Gpt *g, GptParam id, int64_t seed, double std, double constant, float *host) {
+    const Param *p = &g->params.params[g->index[id]];
     int64_t n = p->rows * p->columns;
     for (int64_t layer = 0; layer < p->count; layer++) {
-        /* The parameter's place in the table, the layer and the element make the counter: no tensor's values depend on
-         * another's shape. */
-        uint64_t first = ((uint64_t)param << 48) + ((uint64_t)layer << 36);
+        /* Parameter, layer and element make the counter: no tensor's values depend on what else the model has. */
+        uint64_t first = ((uint64_t)id << 48) + ((uint64_t)layer << 37);
 #pragma omp parallel for
         for (int64_t i = 0; i < n; i++)
             host[i] =
                 (float)(constant + (std > 0 ? std * rng_normal((uint64_t)seed, RNG_INIT, first + (uint64_t)i) : 0));
-        backend_from_host(g->be, params_tensor(&g->params, g->params.master, param, layer), host);
+        backend_from_host(g->be, params_tensor(&g->params, g->params.master, g->index[id], layer), host);
     }
 }
 
@@ -276,7 +276,7 @@ Status gpt_init_weights(Gpt *g, int64_t seed) {
         bool norm =
             id == PARAM_NORM1 || id == PARAM_NORM2 || id == PARAM_NORMF || id == PARAM_Q_NORM || id == PARAM_K_NORM;
         bool bias = g->params.params[g->index[id]].vector && !norm;
-        init_param(g, g->index[id], seed, norm || bias ? 0.0 : residual ? residual_std : std, norm ? 1.0 : 0.0, host);
+        init_param(g, (GptParam)id, seed, norm || bias ? 0.0 : residual ? residual_std : std, norm ? 1.0 : 0.0, host);
     }
     free(host);
     params_refresh_work(g->be, &g->params);

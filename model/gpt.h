@@ -78,7 +78,7 @@ Status gpt_plan(Gpt *gpt, const ModelConfig *config, int64_t micro_batch, Backen
 int64_t gpt_planned_bytes(const Gpt *gpt); /* of the three arenas */
 OpLimits gpt_op_limits(const Gpt *gpt);    /* for backend_reserve */
 Status gpt_allocate(Gpt *gpt);             /* after gpt_plan */
-void gpt_free(Gpt *gpt);
+void gpt_free(Gpt *gpt);                   /* also after either failed */
 
 /* Weights from the seed: normal with init_std, residual projections ("out", "down") scaled by 1/sqrt(2L) (Radford et
  * al. 2019, section 2.3), norms 1, biases 0. The same values on every backend. */
