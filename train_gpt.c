@@ -15,7 +15,7 @@
 #include <stdio.h>
 #include <stdlib.h>
 
-#include "core/ops.h"
+#include "core/clock.h"
 #include "run/commands.h"
 #include "run/report.h"
 #include "run/trainer.h"
@@ -48,7 +48,7 @@ static Status accumulate_gradients(Trainer *t) {
 
 /* The optimizer's step, then QK-Clip with the MaxLogit that this step's forward saw. */
 static Status update_weights(Trainer *t, StepReport *r, bool spectrum_due) {
-    const double start = wall_seconds();
+    const double start = clock_seconds();
     UpdateObserver *observer = spectrum_due ? trainer_observe_update : NULL;
 
     optimizer_step(&t->optimizer, ++t->updates, r->lr, trainer_grad_scale(t, r->grad_norm), observer, t);
@@ -56,7 +56,7 @@ static Status update_weights(Trainer *t, StepReport *r, bool spectrum_due) {
         r->clip_count =
             qk_clip_apply(&t->backend, &t->gpt.params, &t->config.qk_clip, t->gpt.K, t->max_logit, t->clips);
     Status status = backend_sync(&t->backend);
-    r->optimizer_seconds = wall_seconds() - start - t->probe_seconds;
+    r->optimizer_seconds = clock_seconds() - start - t->probe_seconds;
     return status;
 }
 
@@ -64,17 +64,17 @@ static Status refuse_step(const Trainer *t, const StepReport *r, int skipped_in_
     if (t->config.train.on_nonfinite == ON_NONFINITE_SKIP && skipped_in_a_row < SKIPPED_STEPS_LIMIT) return status_ok();
     return status_error(
         STATUS_DIVERGED,
-        "step %lld: loss %g, gradient norm %g after %d skipped steps in a row; the weights are those of the last "
-        "good step; try a lower optimizer.lr or a longer warmup",
-        (long long)t->step, r->loss, r->grad_norm, skipped_in_a_row - 1);
+        "step %lld: loss %g, gradient norm %g: not finite, the %d. step in a row; try a lower optimizer.lr or a longer "
+        "warmup, from the start or from the newest checkpoint: ./train_gpt --resume %s optimizer.lr=...",
+        (long long)t->step, r->loss, r->grad_norm, skipped_in_a_row, t->run_dir);
 }
 
 static Status train_step(Trainer *t, StepReport *r, int *skipped_in_a_row) {
-    const double start = wall_seconds();
+    const double start = clock_seconds();
     const bool spectrum_due = trainer_spectrum_due(t, t->step + 1);
     Status status;
 
-    *r = (StepReport){.val_loss = NAN, .lr = trainer_lr(t, t->step + 1)};
+    *r = (StepReport){.lr = trainer_lr(t, t->step + 1)};
     t->probe_seconds = 0;
     if (spectrum_due) spectrum_probe_begin(t->spectrum);
     if (FAILED(status, accumulate_gradients(t))) return status;
@@ -83,7 +83,7 @@ static Status train_step(Trainer *t, StepReport *r, int *skipped_in_a_row) {
     r->applied = isfinite(r->loss) && isfinite(r->grad_norm);
     *skipped_in_a_row = r->applied ? 0 : *skipped_in_a_row + 1;
     status = r->applied ? update_weights(t, r, spectrum_due) : refuse_step(t, r, *skipped_in_a_row);
-    r->step_seconds = wall_seconds() - start - t->probe_seconds;
+    r->step_seconds = clock_seconds() - start - t->probe_seconds;
     return status;
 }
 
@@ -91,12 +91,11 @@ static bool due(int64_t every, int64_t step, int64_t steps) {
     return (every > 0 && step % every == 0) || step == steps;
 }
 
-static Status train_loop(Trainer *t) {
+static Status train_loop(Trainer *t, Progress *progress) {
     const Config *c = &t->config;
     const int64_t steps = c->train.steps;
-    Progress progress = progress_begin(t);
     int skipped_in_a_row = 0;
-    bool saved = true;
+    bool saved = t->step > 0; /* an interrupt before the first step leaves a run that can be resumed, too */
     Status status = status_ok();
 
     while (t->step < steps && !interrupted) {
@@ -106,32 +105,34 @@ static Status train_loop(Trainer *t) {
 
         r.has_spectrum = r.applied && trainer_spectrum_due(t, t->step);
         if (r.has_spectrum) trainer_measure_weights(t);
-        if (due(c->train.eval_every, t->step, steps))
-            if (FAILED(status, trainer_evaluate(t, c->train.eval_batches, &r.val_loss))) return status;
+        r.evaluated = due(c->train.eval_every, t->step, steps);
+        if (r.evaluated && FAILED(status, trainer_evaluate(t, c->train.eval_batches, &r.val_loss))) return status;
         if (FAILED(status, report_step(t, &r))) return status;
-        progress_step(&progress, t, &r);
+        progress_step(progress, t, &r);
         if (failure.code) return failure;
 
         saved = due(c->checkpoint.every, t->step, steps);
         if (saved && FAILED(status, trainer_save_checkpoint(t))) return status;
     }
-    if (!saved) status = trainer_save_checkpoint(t);
-    progress_end(&progress, t);
-    return status;
+    return saved ? status : trainer_save_checkpoint(t);
 }
 
 static Status command_train(const Config *config, const char *resume_dir) {
     Trainer t;
+    Progress progress;
     Status status;
     if (FAILED(status, trainer_plan(&t, config))) goto done;
     if (FAILED(status, trainer_allocate(&t))) goto done;
+    signal(SIGINT, on_interrupt); /* from here on there is a run folder: it gets its checkpoint */
+    signal(SIGTERM, on_interrupt);
+    if (signal(SIGHUP, on_interrupt) == SIG_IGN) signal(SIGHUP, SIG_IGN); /* nohup asked for that */
     if (FAILED(status, resume_dir ? trainer_resume(&t, resume_dir) : trainer_create_run(&t))) goto done;
     report_print_header(&t);
     t.peak_flops = backend_measure_peak(&t.backend);
     if (FAILED(status, report_start(&t))) goto done;
-    signal(SIGINT, on_interrupt);
-    signal(SIGTERM, on_interrupt);
-    status = train_loop(&t);
+    progress = progress_begin(&t);
+    status = train_loop(&t, &progress);
+    progress_end(&progress, &t, status);
     if (config->profile) backend_print_profile(&t.backend);
 done:
     trainer_free(&t);

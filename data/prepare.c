@@ -185,11 +185,11 @@ static Status write_corpus(const char *folder, TextStream *stream, int64_t total
 static Status publish(const char *out_dir, const char *fresh, const char *old) {
     Status status;
     if (FAILED(status, folder_create(old))) return status;
-    if (FAILED(status, move_corpus(out_dir, old))) goto restore;
-    if (FAILED(status, move_corpus(fresh, out_dir))) goto restore;
-    return folder_sync(out_dir);
-restore:
-    move_corpus(out_dir, fresh);
+    status = move_corpus(out_dir, old);
+    if (!status.code) { /* else what is left in out_dir is the old corpus */
+        if (!FAILED(status, move_corpus(fresh, out_dir))) return folder_sync(out_dir);
+        move_corpus(out_dir, fresh);
+    }
     move_corpus(old, out_dir);
     return status;
 }

@@ -238,7 +238,7 @@ void optimizer_step(Optimizer *opt, int64_t step, double lr, float grad_scale, U
 double optimizer_grad_norm(Optimizer *opt) {
     Arena scratch = opt->scratch;
     Tensor square_sum = layout_square_sum(&scratch);
-    float value;
+    float value = NAN; /* stays if the backend has failed */
     op_fill(opt->be, square_sum, 0);
     op_sum_squares(opt->be, square_sum, opt->params->grad); /* the padding between parameters stays zero */
     backend_to_host(opt->be, &value, square_sum);

@@ -101,6 +101,9 @@ static bool is_override(Command command, const char *word) {
 }
 
 static Status unknown_argument(const char *word) {
+    if (find_command(word))
+        return status_error(STATUS_BAD_INPUT,
+                            "command line: %s must be the first argument; ./train_gpt --help shows how", word);
     return status_error(STATUS_BAD_INPUT, "command line: %s is no command or option; ./train_gpt --help lists them",
                         word);
 }
@@ -143,7 +146,7 @@ Status command_line_parse(CommandLine *line, int argc, char **argv) {
             Status status = set_flag(line, flag, next + 1 < argc ? argv[next + 1] : NULL);
             if (status.code) return free(files), status;
             next++;
-        } else if (strncmp(word, "--", 2) == 0) {
+        } else if (word[0] == '-') {
             return free(files), unknown_argument(word);
         } else if (is_override(line->command, word)) {
             line->overrides[line->override_count++] = word;

@@ -38,7 +38,11 @@ done:
 
 static Status load_run_config(const CommandLine *line, Config *config) {
     char path[PATH_SIZE];
-    Status status = path_join(path, line->run_dir, "config.json");
+    Status status = path_join(path, line->run_dir, "model.safetensors");
+    if (!status.code && file_exists(path))
+        return status_error(STATUS_BAD_INPUT, "%s is a checkpoint; give the run's folder, two levels up",
+                            line->run_dir);
+    status = path_join(path, line->run_dir, "config.json");
     return status.code ? status : config_load(config, path, line->override_count, line->overrides);
 }
 
@@ -47,29 +51,6 @@ static Status load_weights(const char *run_dir, Gpt *gpt, CheckpointState *state
     char dir[PATH_SIZE];
     Status status = checkpoint_find_newest_intact(run_dir, dir, stderr);
     return status.code ? status : checkpoint_load(dir, gpt, state, NULL, 0);
-}
-
-Status command_eval(const CommandLine *line) {
-    Config config;
-    CheckpointState state = {0};
-    Trainer t = {0};
-    double loss = NAN;
-    Status status;
-
-    if (FAILED(status, load_run_config(line, &config))) return status;
-    if (FAILED(status, trainer_plan_evaluation(&t, &config))) goto done;
-    if (FAILED(status, trainer_allocate_evaluation(&t))) goto done;
-    if (FAILED(status, load_weights(line->run_dir, &t.gpt, &state))) goto done;
-    if (FAILED(status, trainer_evaluate(&t, 0, &loss))) goto done;
-
-    printf("%s, step %lld, on %s\n", line->run_dir, (long long)state.step, dataset_description(t.val_data));
-    printf("val_loss %.4f nats a token, %.4f bits a token, perplexity %.3f\n", loss, loss / log(2), exp(loss));
-    if (!isnan(dataset_entropy_floor(t.val_data)))
-        printf("the language's entropy is %.4f nats a token: %.4f above the floor\n", dataset_entropy_floor(t.val_data),
-               loss - dataset_entropy_floor(t.val_data));
-done:
-    trainer_free(&t);
-    return status;
 }
 
 /* Tokens as text: by the tokenizer.bin beside the training shards; NULL (numbers) where there is none. */
@@ -85,10 +66,37 @@ static Status find_tokenizer(const Config *config, Tokenizer *storage, Tokenizer
     return status;
 }
 
+Status command_eval(const CommandLine *line) {
+    Config config;
+    CheckpointState state = {0};
+    Trainer t = {0};
+    Tokenizer storage = {0}, *tokenizer = NULL;
+    double loss = 0;
+    Status status;
+
+    if (FAILED(status, load_run_config(line, &config))) return status;
+    if (FAILED(status, find_tokenizer(&config, &storage, &tokenizer))) goto done;
+    if (FAILED(status, trainer_plan_evaluation(&t, &config))) goto done;
+    if (FAILED(status, trainer_allocate_evaluation(&t))) goto done;
+    if (FAILED(status, load_weights(line->run_dir, &t.gpt, &state))) goto done;
+    if (FAILED(status, trainer_evaluate(&t, 0, &loss))) goto done;
+
+    printf("%s, step %lld, on %s\n", line->run_dir, (long long)state.step, dataset_description(t.val_data));
+    const char *unit = tokenizer && tokenizer_is_byte_level(tokenizer) ? "byte" : "token";
+    printf("val_loss %.4f nats a %s, %.4f bits a %s, perplexity %.3f\n", loss, unit, loss / log(2), unit, exp(loss));
+    if (!isnan(dataset_entropy_floor(t.val_data)))
+        printf("the language's entropy is %.4f nats a token: %.4f above the floor\n", dataset_entropy_floor(t.val_data),
+               loss - dataset_entropy_floor(t.val_data));
+done:
+    tokenizer_free(&storage);
+    trainer_free(&t);
+    return status;
+}
+
 /* The prompt as tokens: bytes for a byte-level tokenizer; otherwise whitespace-separated token numbers. */
-static Status encode_prompt(const char *prompt, const Tokenizer *tokenizer, int64_t vocab, int32_t **tokens,
+static Status encode_prompt(const char *prompt, const Tokenizer *tokenizer, const Config *config, int32_t **tokens,
                             int64_t *count) {
-    const int64_t size = (int64_t)strlen(prompt);
+    const int64_t size = (int64_t)strlen(prompt), vocab = config->model.vocab;
     *tokens = calloc((size_t)size + 1, sizeof **tokens);
     *count = 0;
     if (!*tokens) return status_error(STATUS_OUT_OF_MEMORY, "no memory for a prompt of %lld bytes", (long long)size);
@@ -103,8 +111,9 @@ static Status encode_prompt(const char *prompt, const Tokenizer *tokenizer, int6
             if (end == next || token < 0 || token >= vocab)
                 return status_error(
                     STATUS_BAD_INPUT,
-                    "--prompt: \"%.20s\" is no token number in [0, %lld); only byte-level runs take text", next,
-                    (long long)vocab);
+                    "--prompt: \"%.20s\" is no token number in [0, %lld); text takes a byte-level tokenizer.bin, and "
+                    "there is none beside data.train=%s",
+                    next, (long long)vocab, config->data.train);
             (*tokens)[(*count)++] = (int32_t)token;
             next = end + strspn(end, " \t\n,");
         }
@@ -129,7 +138,7 @@ Status command_sample(const CommandLine *line) {
 
     if (FAILED(status, load_run_config(line, &config))) return status;
     if (FAILED(status, find_tokenizer(&config, &storage, &tokenizer))) goto done;
-    if (FAILED(status, encode_prompt(line->prompt, tokenizer, config.model.vocab, &prompt, &prompt_length))) goto done;
+    if (FAILED(status, encode_prompt(line->prompt, tokenizer, &config, &prompt, &prompt_length))) goto done;
     if (FAILED(status, trainer_plan_model(&t, &config, 1))) goto done;
     if (FAILED(status, trainer_allocate_evaluation(&t))) goto done;
     if (FAILED(status, load_weights(line->run_dir, &t.gpt, &state))) goto done;
@@ -206,12 +215,12 @@ static Status inspect_run(const CommandLine *line) {
 
 Status command_inspect(const CommandLine *line) {
     const char *path = line->files[0];
-    char config[PATH_SIZE], model[PATH_SIZE];
+    char model[PATH_SIZE];
     struct stat info;
     if (stat(path, &info) != 0) return status_error(STATUS_BAD_INPUT, "%s: no such file or folder", path);
     if (S_ISDIR(info.st_mode)) {
         Status status = path_join(model, path, "model.safetensors");
-        if (status.code || FAILED(status, path_join(config, path, "config.json"))) return status;
+        if (status.code) return status;
         return file_exists(model) ? inspect_safetensors(model) : inspect_run(line);
     }
     const char *dot = strrchr(path, '.');

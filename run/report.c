@@ -5,6 +5,8 @@
 #include <stdlib.h>
 #include <unistd.h>
 
+#include "core/clock.h"
+
 /* ---- plan ------------------------------------------------------------------------------------------------------- */
 
 typedef struct {
@@ -28,7 +30,7 @@ static void memory_rows(const Trainer *t, MemoryRow rows[MEMORY_ROWS]) {
     for (int i = 0; i < MEMORY_ROWS; i++) rows[i] = all[i];
 }
 
-int64_t report_print_plan(const Trainer *t, FILE *out) {
+void report_print_plan(const Trainer *t, FILE *out) {
     const Gpt *g = &t->gpt;
     MemoryRow rows[MEMORY_ROWS];
     int64_t total = 0;
@@ -45,7 +47,6 @@ int64_t report_print_plan(const Trainer *t, FILE *out) {
     fprintf(out, "  %-12s %9.2f MFLOP per token (6 N + 6 L C T)\n", "model", flops / 1e6);
     fprintf(out, "  %-12s %9.2f GFLOP per step of %.0f tokens\n", "model", flops * tokens / 1e9, tokens);
     fprintf(out, "  %-12s %9.2f GFLOP per step\n", "optimizer", optimizer_step_flops(&t->optimizer) / 1e9);
-    return total;
 }
 
 void report_print_header(const Trainer *t) {
@@ -148,7 +149,7 @@ Status report_step(Trainer *t, const StepReport *r) {
     metrics_add_number(line, "lr", r->lr);
     metrics_add_number(line, "grad_norm", r->grad_norm);
     if (!r->applied) cJSON_AddTrueToObject(line, "skipped");
-    if (!isnan(r->val_loss)) metrics_add_number(line, "val_loss", r->val_loss);
+    if (r->evaluated) metrics_add_number(line, "val_loss", r->val_loss);
     metrics_add_float(line, "max_logit", (float)r->max_logit);
     metrics_add_float(line, "max_abs_logit", (float)r->max_abs);
     add_max_logits(line, t);
@@ -168,8 +169,8 @@ Status report_step(Trainer *t, const StepReport *r) {
 
 Progress progress_begin(const Trainer *t) {
     printf("run      %s\n", t->run_dir);
-    printf("         step |   loss |    val |       lr | MaxLogit | clips |  tokens/s |   MFU | left\n");
-    return (Progress){.started = wall_seconds(), .first_step = t->step, .terminal = isatty(STDOUT_FILENO) == 1};
+    printf("         step   loss    val       lr MaxLogit clips tokens/s   MFU left\n");
+    return (Progress){.started = clock_seconds(), .first_step = t->step, .terminal = isatty(STDOUT_FILENO) == 1};
 }
 
 static void print_time(double seconds) {
@@ -181,32 +182,39 @@ static void print_time(double seconds) {
 }
 
 /* A line that stays for every evaluation; between them one that is rewritten each second on a terminal, or a line every
- * ten seconds in a log. */
+ * ten seconds in a log. It fits into 80 columns: a terminal can not rewrite a line that it had to wrap. */
 void progress_step(Progress *p, const Trainer *t, const StepReport *r) {
-    const double now = wall_seconds();
-    const bool evaluated = !isnan(r->val_loss), first = t->step == p->first_step + 1;
-    if (!evaluated && !first && r->applied && now - p->last_line < (p->terminal ? 1.0 : 10.0)) return;
+    const double now = clock_seconds();
+    const bool first = t->step == p->first_step + 1;
+    if (!r->evaluated && !first && r->applied && now - p->last_line < (p->terminal ? 1.0 : 10.0)) return;
     p->last_line = now;
 
     const int64_t steps = t->config.train.steps;
-    printf("%6lld/%6lld | %6.4f | ", (long long)t->step, (long long)steps, r->loss);
-    if (evaluated)
-        printf("%6.4f | ", r->val_loss);
+    printf("%6lld/%6lld %6.4f ", (long long)t->step, (long long)steps, r->loss);
+    if (r->evaluated)
+        printf("%6.4f ", r->val_loss);
     else
-        printf("%6s | ", "");
-    printf("%8.2e | %8.2f | %5lld | %9.0f | %4.1f%% | ", r->lr, r->max_logit, (long long)r->clip_count,
-           tokens_per_second(t, r), 100 * mfu(t, r));
+        printf("%6s ", "");
+    printf("%8.2e %8.2f %5lld %8.0f %4.1f%% ", r->lr, r->max_logit, (long long)r->clip_count, tokens_per_second(t, r),
+           100 * mfu(t, r));
     print_time((now - p->started) / (double)(t->step - p->first_step) * (double)(steps - t->step));
-    if (!r->applied) printf(" | not finite: step skipped, weights untouched");
-    printf("%s", p->terminal ? "\033[K" : "");
-    printf("%s", p->terminal && !evaluated && r->applied ? "\r" : "\n");
+    if (!r->applied) printf("\n       not finite: step skipped, weights untouched");
+    p->open = p->terminal && !r->evaluated && r->applied;
+    printf("%s%s", p->terminal ? "\033[K" : "", p->open ? "\r" : "\n");
     fflush(stdout);
 }
 
-void progress_end(const Progress *p, const Trainer *t) {
-    const double seconds = wall_seconds() - p->started;
+void progress_end(const Progress *p, const Trainer *t, Status status) {
+    if (p->open) printf("\n");
+    if (status.code) return;
+    if (t->step == p->first_step && t->step >= t->config.train.steps) {
+        printf("nothing to do: the run is at step %lld of %lld; go on with: ./train_gpt --resume %s train.steps=N\n",
+               (long long)t->step, (long long)t->config.train.steps, t->run_dir);
+        return;
+    }
+    const double seconds = clock_seconds() - p->started;
     const double tokens = (double)((t->step - p->first_step) * t->config.train.batch * t->gpt.T);
-    printf("%s%lld steps, %.2f M tokens in ", p->terminal ? "\033[K" : "", (long long)t->step, tokens / 1e6);
+    printf("%lld steps, %.2f M tokens in ", (long long)t->step, tokens / 1e6);
     print_time(seconds);
     printf("; metrics and checkpoints are in %s\n", t->run_dir);
     if (t->step < t->config.train.steps) printf("stopped early; go on with: ./train_gpt --resume %s\n", t->run_dir);

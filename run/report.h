@@ -4,9 +4,10 @@
 #include "run/trainer.h"
 
 typedef struct {
-    double started, last_line; /* wall_seconds */
+    double started, last_line; /* clock_seconds */
     int64_t first_step;        /* of this process */
     bool terminal;             /* rewrite one line in place */
+    bool open;                 /* the cursor stands on such a line */
 } Progress;
 
 /* First line of metrics.jsonl: the run's configuration, model, device and planned memory. */
@@ -16,9 +17,10 @@ Status report_step(Trainer *t, const StepReport *r);
 
 Progress progress_begin(const Trainer *t);
 void progress_step(Progress *p, const Trainer *t, const StepReport *r);
-void progress_end(const Progress *p, const Trainer *t);
+/* After a failure only leaves the line that is being rewritten: the error stands below it. */
+void progress_end(const Progress *p, const Trainer *t, Status status);
 
 /* Model, data, device, routing: the lines printed before training. */
 void report_print_header(const Trainer *t);
-/* Memory by purpose, total in bytes; FLOPs. */
-int64_t report_print_plan(const Trainer *t, FILE *out);
+/* Memory by purpose; FLOPs. */
+void report_print_plan(const Trainer *t, FILE *out);

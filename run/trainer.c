@@ -1,20 +1,17 @@
 /* Set-up and tear-down of a run, and the step's pieces; see trainer.h. */
 #include "run/trainer.h"
 
+#include <errno.h>
 #include <math.h>
 #include <stdlib.h>
-#include <time.h>
+#include <string.h>
+#include <sys/stat.h>
 #include <unistd.h>
 
+#include "core/clock.h"
 #include "core/ops.h"
 #include "model/checkpoint.h"
 #include "optim/schedule.h"
-
-double wall_seconds(void) {
-    struct timespec now;
-    clock_gettime(CLOCK_MONOTONIC, &now);
-    return (double)now.tv_sec + 1e-9 * (double)now.tv_nsec;
-}
 
 /* Bytes of this process that are in memory now; 0 where /proc does not say. */
 static int64_t resident_bytes(void) {
@@ -125,8 +122,9 @@ void trainer_free(Trainer *t) {
 
 /* ---- the run folder --------------------------------------------------------------------------------------------- */
 
-/* runs_dir/name, or the first of name-2, name-3, ... that does not exist: a run never overwrites another. */
-static Status choose_run_dir(Trainer *t) {
+/* runs_dir/name, or the first of name-2, name-3, ... that is free. mkdir itself decides, so that two runs that start
+ * at the same time do not share a folder: a run never overwrites another. */
+static Status make_run_dir(Trainer *t) {
     const Config *c = &t->config;
     char name[NAME_SIZE + 24];
     for (int number = 1;; number++) {
@@ -135,7 +133,8 @@ static Status choose_run_dir(Trainer *t) {
         else
             snprintf(name, sizeof name, "%s-%d", c->name, number);
         Status status = path_join(t->run_dir, c->runs_dir, name);
-        if (status.code || !file_exists(t->run_dir)) return status;
+        if (status.code || mkdir(t->run_dir, 0777) == 0) return status;
+        if (errno != EEXIST) return file_error(t->run_dir, "create the folder");
     }
 }
 
@@ -152,10 +151,11 @@ static Status write_config(const Trainer *t) {
 
 Status trainer_create_run(Trainer *t) {
     Status status;
-    if (FAILED(status, choose_run_dir(t))) return status;
-    if (FAILED(status, folder_create(t->run_dir))) return status;
-    if (FAILED(status, write_config(t))) return status;
-    return metrics_open(&t->metrics, t->run_dir, 0);
+    if (FAILED(status, folder_create(t->config.runs_dir))) return status;
+    if (FAILED(status, make_run_dir(t))) return status;
+    if (FAILED(status, write_config(t)) || FAILED(status, metrics_open(&t->metrics, t->run_dir, 0)))
+        (void)folder_remove(t->run_dir); /* the first failure is the one to tell of */
+    return status;
 }
 
 /* ---- checkpoints ------------------------------------------------------------------------------------------------ */
@@ -199,6 +199,37 @@ done:
     return status;
 }
 
+static cJSON *model_section(const Config *config) {
+    char *text = config_to_json(config);
+    cJSON *whole = text ? cJSON_Parse(text) : NULL;
+    cJSON *model = cJSON_DetachItemFromObjectCaseSensitive(whole, "model");
+    cJSON_Delete(whole);
+    free(text);
+    return model;
+}
+
+/* Not every key of the model shows in the shape of a tensor: a run that goes on with another context, norm_eps or
+ * softcap would load, and be neither the old model nor a new one. The seed orders the data. */
+static Status check_same_run(const Config *config, const char *run_dir) {
+    char path[PATH_SIZE];
+    Config trained;
+    Status status = path_join(path, run_dir, "config.json");
+    if (status.code || FAILED(status, config_load(&trained, path, 0, NULL))) return status;
+    if (trained.seed != config->seed)
+        return status_error(STATUS_BAD_INPUT, "%s was trained with seed=%lld, which orders its data: leave the key out",
+                            run_dir, (long long)trained.seed);
+    cJSON *was = model_section(&trained), *is = model_section(config);
+    const cJSON *key = was ? was->child : NULL;
+    while (key && cJSON_Compare(key, cJSON_GetObjectItemCaseSensitive(is, key->string), true)) key = key->next;
+    if (key)
+        status = status_error(STATUS_BAD_INPUT,
+                              "%s was trained with another model.%s; a resumed run keeps its model: leave the key out",
+                              run_dir, key->string);
+    cJSON_Delete(was);
+    cJSON_Delete(is);
+    return status;
+}
+
 Status trainer_resume(Trainer *t, const char *run_dir) {
     NamedTensor *tensors = NULL;
     int64_t count = 0;
@@ -207,6 +238,7 @@ Status trainer_resume(Trainer *t, const char *run_dir) {
     Status status;
 
     snprintf(t->run_dir, sizeof t->run_dir, "%s", run_dir);
+    if (FAILED(status, check_same_run(&t->config, run_dir))) goto done;
     if (FAILED(status, checkpoint_find_newest_intact(run_dir, dir, stderr))) goto done;
     if (FAILED(status, optimizer_tensors(&t->optimizer, &tensors, &count))) goto done;
     if (FAILED(status, checkpoint_load(dir, &t->gpt, &state, tensors, count))) goto done;
@@ -220,6 +252,7 @@ Status trainer_resume(Trainer *t, const char *run_dir) {
     t->step = state.step;
     t->updates = state.updates;
     t->samples = state.samples;
+    if (FAILED(status, write_config(t))) goto done; /* what was changed holds for the next resume too */
     status = metrics_open(&t->metrics, run_dir, t->step);
 done:
     free(tensors);
@@ -282,21 +315,21 @@ bool trainer_spectrum_due(const Trainer *t, int64_t step) {
 
 void trainer_observe_update(void *context, const Route *route, Tensor momentum, Tensor update) {
     Trainer *t = context;
-    const double start = wall_seconds();
+    const double start = clock_seconds();
     spectrum_probe_add(t->spectrum, route->kind, route->first, route->split, momentum, SPECTRUM_MOMENTUM);
     spectrum_probe_add(t->spectrum, route->kind, route->first, route->split, update, SPECTRUM_UPDATE);
-    t->probe_seconds += wall_seconds() - start;
+    t->probe_seconds += clock_seconds() - start;
 }
 
 void trainer_measure_weights(Trainer *t) {
     const ParamTable *params = &t->gpt.params;
-    const double start = wall_seconds();
+    const double start = clock_seconds();
     for (int kind = 0; kind < params->kind_count; kind++) {
         if (!params_is_hidden_matrix(&params->kinds[kind])) continue;
         Tensor run = params_block_run(params, params->master, kind, 0, params_kind_layers(params, kind), SPLIT_WHOLE);
         spectrum_probe_add(t->spectrum, kind, 0, SPLIT_WHOLE, run, SPECTRUM_WEIGHT);
     }
-    t->probe_seconds += wall_seconds() - start;
+    t->probe_seconds += clock_seconds() - start;
 }
 
 /* One micro-batch of validation windows from `first` on; rows beyond the last window are ignored. Returns through

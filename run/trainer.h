@@ -43,8 +43,9 @@ typedef struct {
     double loss, lr, grad_norm, max_logit, max_abs;
     bool applied; /* false: the step was not finite and the weights are untouched */
     int64_t clip_count;
-    bool has_spectrum;                      /* the spectrum probe holds records of this step */
-    double val_loss;                        /* NaN: no evaluation in this step */
+    bool has_spectrum; /* the spectrum probe holds records of this step */
+    bool evaluated;    /* there is a val_loss; it may be NaN */
+    double val_loss;
     double step_seconds, optimizer_seconds; /* without the probe's */
 } StepReport;
 
@@ -57,9 +58,11 @@ Status trainer_allocate(Trainer *t);
 Status trainer_plan_model(Trainer *t, const Config *config, int64_t micro_batch);
 Status trainer_plan_evaluation(Trainer *t, const Config *config);
 Status trainer_allocate_evaluation(Trainer *t);
-/* New run: makes the run folder (name, or name-2, name-3, ... when it exists) and writes config.json. */
+/* New run: makes the run folder (name, or name-2, name-3, ... when it exists) and writes config.json. After a failure
+ * the folder is gone again. */
 Status trainer_create_run(Trainer *t);
-/* Resume: weights, optimizer state and position from run_dir's newest intact checkpoint. After trainer_allocate. */
+/* Resume: weights, optimizer state and position from run_dir's newest intact checkpoint; config.json becomes the
+ * configuration that it goes on with. Refuses another model and other data. After trainer_allocate. */
 Status trainer_resume(Trainer *t, const char *run_dir);
 void trainer_free(Trainer *t);
 
@@ -79,5 +82,3 @@ void trainer_measure_weights(Trainer *t);
 /* Mean loss in nats per token over the first `batches` micro-batches of the validation windows; 0: over all of them. */
 Status trainer_evaluate(Trainer *t, int64_t batches, double *loss);
 Status trainer_save_checkpoint(Trainer *t);
-
-double wall_seconds(void);

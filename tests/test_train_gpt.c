@@ -23,7 +23,7 @@ typedef struct {
 static const char tiny[] =
     "model.layers=2 model.width=16 model.heads=2 model.context=16 model.vocab=32 train.batch=4 "
     "train.micro_batch=2 train.steps=8 train.eval_every=4 train.eval_batches=2 checkpoint.every=4 "
-    "optimizer.schedule.warmup=2 probe.spectrum_every=4 device=cpu threads=2";
+    "optimizer.schedule.warmup=2 probe.spectrum_every=4 device=cpu threads=1";
 
 static int set_up(void **state) {
     Fixture *f = calloc(1, sizeof *f);
@@ -69,8 +69,13 @@ static void expect(Fixture *f, int got, int wanted, const char *part) {
     fail();
 }
 
-static void shell(Fixture *f, const char *command) {
-    char line[4000];
+static void shell(Fixture *f, const char *format, ...) __attribute__((format(printf, 2, 3)));
+static void shell(Fixture *f, const char *format, ...) {
+    char command[4000], line[6000];
+    va_list list;
+    va_start(list, format);
+    vsnprintf(command, sizeof command, format, list);
+    va_end(list);
     snprintf(line, sizeof line, "cd %s && %s", f->folder, command);
     assert_int_equal(system(line), 0);
 }
@@ -122,7 +127,7 @@ static void a_resumed_run_equals_the_uninterrupted_one_bit_for_bit(void **state)
     Fixture *f = *state;
     static const char *const precisions[] = {"fp32", "bf16"};
     for (int i = 0; i < 2; i++) {
-        expect(f, run(f, "name=whole precision=%s %s", precisions[i], tiny), 0, "8 steps");
+        expect(f, run(f, "name=whole precision=%s %s threads=2", precisions[i], tiny), 0, "8 steps");
         shell(f, "cp -r runs/whole runs/cut && rm -r runs/cut/checkpoints/step_00000008");
         expect(f, run(f, "--resume runs/cut"), 0, "8 steps");
         shell(f, "diff -r runs/whole/checkpoints/step_00000008 runs/cut/checkpoints/step_00000008");
@@ -130,6 +135,16 @@ static void a_resumed_run_equals_the_uninterrupted_one_bit_for_bit(void **state)
             assert_same_step(f, "runs/whole/metrics.jsonl", "runs/cut/metrics.jsonl", step);
         shell(f, "rm -r runs");
     }
+}
+
+static void what_a_resume_changes_holds_for_the_next_one(void **state) {
+    Fixture *f = *state;
+    run(f, "name=a %s", tiny);
+    expect(f, run(f, "--resume runs/a"), 0, "nothing to do: the run is at step 8 of 8");
+    expect(f, run(f, "--resume runs/a train.steps=12"), 0, "12 steps");
+    shell(f, "rm -r runs/a/checkpoints/step_00000012");
+    expect(f, run(f, "--resume runs/a"), 0, "12 steps");
+    shell(f, "test -d runs/a/checkpoints/step_00000012");
 }
 
 static void the_same_seed_gives_the_same_bits_and_another_seed_others(void **state) {
@@ -171,7 +186,7 @@ static void metrics_hold_every_documented_field(void **state) {
 static void qk_clip_is_logged_when_a_head_passes_tau(void **state) {
     Fixture *f = *state;
     run(f, "name=a qk_clip.threshold=0.01 %s", tiny);
-    cJSON *line = metrics_line(f, "runs/a/metrics.jsonl", 8);
+    cJSON *line = metrics_line(f, "runs/a/metrics.jsonl", 1);
     cJSON *clips = cJSON_GetObjectItem(line, "clipped");
     assert_non_null(clips);
     cJSON *clip = cJSON_GetArrayItem(clips, 0);
@@ -180,9 +195,18 @@ static void qk_clip_is_logged_when_a_head_passes_tau(void **state) {
     assert_true(fabs(gamma * max_logit - 0.01) < 1e-6);
     cJSON_Delete(line);
     run(f, "name=b qk_clip.threshold=1000 %s", tiny);
-    line = metrics_line(f, "runs/b/metrics.jsonl", 8);
+    line = metrics_line(f, "runs/b/metrics.jsonl", 1);
     assert_null(cJSON_GetObjectItem(line, "clipped"));
     cJSON_Delete(line);
+}
+
+static void progress_fits_into_80_columns(void **state) {
+    Fixture *f = *state;
+    run(f, "name=a %s train.steps=999999 train.eval_every=1 debug.fault=linear:37 train.on_nonfinite=stop", tiny);
+    char *table = strstr(f->output, "         step ");
+    assert_non_null(table);
+    for (char *line = strtok(table, "\n"); line && !strstr(line, "train_gpt:"); line = strtok(NULL, "\n"))
+        if (strlen(line) >= 80) fail_msg("%zu columns: %s", strlen(line), line);
 }
 
 /* ---- what may go wrong ------------------------------------------------------------------------------------------ */
@@ -201,33 +225,50 @@ static void a_nan_in_a_step_skips_it_and_leaves_the_weights(void **state) {
     cJSON_Delete(line);
 }
 
+static void a_nan_in_an_evaluation_is_a_null(void **state) {
+    Fixture *f = *state;
+    /* 8 micro-batch forwards of 9 linears each lie before the evaluation after step 4 */
+    expect(f, run(f, "name=a debug.fault=linear:73 %s", tiny), 0, "8 steps");
+    cJSON *line = metrics_line(f, "runs/a/metrics.jsonl", 4);
+    assert_true(cJSON_IsNumber(cJSON_GetObjectItem(line, "loss")));
+    assert_true(cJSON_IsNull(cJSON_GetObjectItem(line, "val_loss")));
+    cJSON_Delete(line);
+}
+
 static void a_nan_stops_the_run_when_configured(void **state) {
     Fixture *f = *state;
     expect(f, run(f, "name=a debug.fault=linear:37 train.on_nonfinite=stop %s", tiny), 3, "step 3");
 }
 
-static void an_interrupt_finishes_the_step_and_writes_a_checkpoint(void **state) {
-    Fixture *f = *state;
-    shell(f, "mkdir -p runs");
+static pid_t start_endless_run(Fixture *f) {
     pid_t child = fork();
-    if (child == 0) {
-        if (chdir(f->folder) != 0 || !freopen("out", "w", stdout)) _exit(99);
-        execl(f->binary, "train_gpt", "name=a", "train.steps=100000000", "model.layers=1", "model.width=16",
-              "model.heads=2", "model.context=16", "model.vocab=32", "train.batch=2", "train.eval_every=0",
-              "train.eval_batches=1", "checkpoint.every=0", "device=cpu", "threads=1", (char *)NULL);
-        _exit(98);
-    }
-    char metrics[PATH_SIZE];
-    assert_ok(path_join(metrics, f->folder, "runs/a/metrics.jsonl"));
-    for (int wait = 0; wait < 1000; wait++) {
-        usleep(20000);
+    if (child != 0) return child;
+    if (chdir(f->folder) != 0 || !freopen("out", "w", stdout)) _exit(99);
+    execl(f->binary, "train_gpt", "name=a", "train.steps=100000000", "model.layers=1", "model.width=16",
+          "model.heads=2", "model.context=16", "model.vocab=32", "train.batch=2", "train.eval_every=0",
+          "train.eval_batches=1", "checkpoint.every=0", "device=cpu", "threads=1", (char *)NULL);
+    _exit(98);
+}
+
+/* Waits until the file or folder is there and, unless part is NULL, holds it. */
+static void wait_for(Fixture *f, const char *name, const char *part) {
+    char path[PATH_SIZE];
+    assert_ok(path_join(path, f->folder, name));
+    for (int wait = 0; wait < 200000; wait++) {
         char *text = NULL;
         int64_t size = 0;
-        if (file_read(metrics, 1 << 30, &text, &size).code == STATUS_OK && strstr(text, "\"loss\"")) wait = 1000;
+        bool found =
+            part ? file_read(path, 1 << 30, &text, &size).code == STATUS_OK && strstr(text, part) : file_exists(path);
         free(text);
+        if (found) return;
+        usleep(100);
     }
-    assert_int_equal(kill(child, SIGINT), 0);
+    fail_msg("%s did not come", name);
+}
+
+static void interrupt(Fixture *f, pid_t child) {
     int status;
+    assert_int_equal(kill(child, SIGINT), 0);
     assert_int_equal(waitpid(child, &status, 0), child);
     assert_true(WIFEXITED(status));
     assert_int_equal(WEXITSTATUS(status), 130);
@@ -235,6 +276,44 @@ static void an_interrupt_finishes_the_step_and_writes_a_checkpoint(void **state)
     assert_non_null(strstr(out, "--resume runs/a"));
     free(out);
     shell(f, "ls runs/a/checkpoints/step_*/model.safetensors >/dev/null");
+}
+
+static void an_interrupt_finishes_the_step_and_writes_a_checkpoint(void **state) {
+    Fixture *f = *state;
+    pid_t child = start_endless_run(f);
+    wait_for(f, "runs/a/metrics.jsonl", "\"loss\"");
+    interrupt(f, child);
+}
+
+static void an_interrupt_before_the_first_step_leaves_a_run_to_resume(void **state) {
+    Fixture *f = *state;
+    pid_t child = start_endless_run(f);
+    wait_for(f, "runs/a", NULL);
+    interrupt(f, child);
+    expect(f, run(f, "--resume runs/a train.steps=1 optimizer.schedule.warmup=0"), 0, "step");
+}
+
+static void a_full_disk_stops_the_run_which_then_resumes(void **state) {
+    Fixture *f = *state;
+    expect(f, run(f, "name=whole %s probe.spectrum_every=1", tiny), 0, "8 steps");
+    /* no file may grow beyond what metrics.jsonl has after step 7 and a bit of the next line: as on a full disk */
+    shell(f,
+          "trap '' XFSZ; ulimit -f $(($(sed '/\"step\":8/,$d' runs/whole/metrics.jsonl | wc -c) / 512 + 4)); "
+          "%s name=a %s probe.spectrum_every=1 >out 2>&1; "
+          "test $? = 2 && grep -q 'train_gpt: runs/a/metrics.jsonl: cannot write' out",
+          f->binary, tiny);
+    expect(f, run(f, "--resume runs/a"), 0, "8 steps");
+    for (int step = 1; step <= 8; step++) assert_same_step(f, "runs/whole/metrics.jsonl", "runs/a/metrics.jsonl", step);
+}
+
+/* The run folder's name fits into a path, its config.json's does not. */
+static void a_start_that_fails_leaves_no_run_folder(void **state) {
+    Fixture *f = *state;
+    char parent[1005];
+    for (int i = 0; i < 1004; i++) parent[i] = (char)(i % 201 == 200 ? '/' : 'p');
+    parent[1004] = 0;
+    expect(f, run(f, "runs_dir=%s name=aaaaaaaaaa %s", parent, tiny), 2, "pppp/pppp");
+    shell(f, "test -d %s && test ! -e %s/aaaaaaaaaa", parent, parent);
 }
 
 static void a_damaged_checkpoint_is_passed_over(void **state) {
@@ -253,6 +332,8 @@ static void resume_refuses_another_model_or_other_data(void **state) {
     shell(f, "rm -r runs/a/checkpoints/step_00000008 && cp -r runs/a before");
     expect(f, run(f, "--resume runs/a model.width=32"), 2, "width");
     expect(f, run(f, "--resume runs/a seed=2"), 2, "data");
+    expect(f, run(f, "--resume runs/a model.context=32"), 2, "model.context");
+    expect(f, run(f, "--resume runs/a model.norm_eps=0.1"), 2, "model.norm_eps");
     shell(f, "diff -r before runs/a");
 }
 
@@ -279,6 +360,8 @@ static void bad_input_exits_with_2_and_one_sentence(void **state) {
         {"prepare out nowhere.txt", "nowhere.txt"},
         {"prepare", "prepare OUT_DIR"},
         {"--frobnicate", "--frobnicate"},
+        {"-h", "-h is no command"},
+        {"seed=1 --resume runs/a", "--resume must be the first argument"},
         {"sample runs/a --length many", "--length"},
     };
     shell(f, "echo 'This is no token file.' > text.bin");
@@ -299,16 +382,29 @@ static void text_is_prepared_trained_on_evaluated_and_continued(void **state) {
     expect(f, run(f, "prepare cats cats.txt"), 0, "train_000001.bin");
     expect(f, run(f, "name=cats 'data.train=cats/train*.bin' 'data.val=cats/val*.bin' %s model.vocab=256", tiny), 0,
            "8 steps");
-    expect(f, run(f, "eval runs/cats"), 0, "val_loss");
+    expect(f, run(f, "eval runs/cats"), 0, "bits a byte");
     expect(f, run(f, "sample runs/cats --prompt 'the cat' --length 20 --seed 3"), 0, "the cat");
     char *first = strdup(f->output);
     run(f, "sample runs/cats --prompt 'the cat' --length 20 --seed 3");
     assert_string_equal(first, f->output);
     free(first);
+    expect(f, run(f, "sample runs/cats --prompt '' --length 300 --temperature 100"), 0, "");
+    for (const char *c = f->output; *c; c++)
+        if ((unsigned char)*c < ' ' && *c != '\n' && *c != '\t') fail_msg("control character %d", *c);
+    expect(f, run(f, "sample runs/cats --prompt '' --length 5 --top-k 1000000 --temperature 0"), 0, "");
     expect(f, run(f, "inspect runs/cats"), 0, "step_00000008");
     expect(f, run(f, "inspect cats/train_000001.bin"), 0, "tokens");
     expect(f, run(f, "inspect runs/cats/checkpoints/step_00000008/model.safetensors"), 0, "model.norm.weight");
     expect(f, run(f, "inspect runs/cats/checkpoints/step_00000008"), 0, "model.norm.weight");
+}
+
+static void without_a_tokenizer_a_prompt_is_numbers(void **state) {
+    Fixture *f = *state;
+    run(f, "name=a %s", tiny);
+    expect(f, run(f, "sample runs/a --prompt '1, 2 31' --length 3"), 0, "1 2 31 ");
+    expect(f, run(f, "sample runs/a --prompt '32'"), 2, "[0, 32)");
+    expect(f, run(f, "sample runs/a --prompt 'the cat'"), 2, "tokenizer.bin");
+    expect(f, run(f, "eval runs/a"), 0, "bits a token");
 }
 
 static void dry_run_and_help_print_and_write_nothing(void **state) {
@@ -328,17 +424,24 @@ int main(void) {
 #define PROGRAM_TEST(name) cmocka_unit_test_setup_teardown(name, set_up, tear_down)
     const struct CMUnitTest tests[] = {
         PROGRAM_TEST(a_resumed_run_equals_the_uninterrupted_one_bit_for_bit),
+        PROGRAM_TEST(what_a_resume_changes_holds_for_the_next_one),
         PROGRAM_TEST(the_same_seed_gives_the_same_bits_and_another_seed_others),
         PROGRAM_TEST(a_run_never_overwrites_another),
         PROGRAM_TEST(metrics_hold_every_documented_field),
         PROGRAM_TEST(qk_clip_is_logged_when_a_head_passes_tau),
+        PROGRAM_TEST(progress_fits_into_80_columns),
         PROGRAM_TEST(a_nan_in_a_step_skips_it_and_leaves_the_weights),
+        PROGRAM_TEST(a_nan_in_an_evaluation_is_a_null),
         PROGRAM_TEST(a_nan_stops_the_run_when_configured),
         PROGRAM_TEST(an_interrupt_finishes_the_step_and_writes_a_checkpoint),
+        PROGRAM_TEST(an_interrupt_before_the_first_step_leaves_a_run_to_resume),
+        PROGRAM_TEST(a_full_disk_stops_the_run_which_then_resumes),
+        PROGRAM_TEST(a_start_that_fails_leaves_no_run_folder),
         PROGRAM_TEST(a_damaged_checkpoint_is_passed_over),
         PROGRAM_TEST(resume_refuses_another_model_or_other_data),
         PROGRAM_TEST(bad_input_exits_with_2_and_one_sentence),
         PROGRAM_TEST(text_is_prepared_trained_on_evaluated_and_continued),
+        PROGRAM_TEST(without_a_tokenizer_a_prompt_is_numbers),
         PROGRAM_TEST(dry_run_and_help_print_and_write_nothing),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
