@@ -27,6 +27,7 @@ typedef struct Backend Backend;
     X(SCALE, scale)                                                                                                    \
     X(ADD, add)                                                                                                        \
     X(MATMUL, matmul)                                                                                                  \
+    X(MATMUL_SYMMETRIC, matmul_symmetric)                                                                              \
     X(LINEAR, linear)                                                                                                  \
     X(LINEAR_GRAD_INPUT, linear_grad_input)                                                                            \
     X(LINEAR_GRAD_WEIGHT, linear_grad_weight)                                                                          \
@@ -111,6 +112,7 @@ typedef struct {
     void (*scale)(Backend *, Tensor x, float factor);
     void (*add)(Backend *, Tensor out, Tensor a, Tensor b);
     void (*matmul)(Backend *, Tensor out, Tensor a, Tensor b, Tensor addend, MatmulScale);
+    void (*matmul_symmetric)(Backend *, Tensor out, Tensor a, Tensor addend, MatmulScale);
     void (*linear)(Backend *, Tensor out, Tensor x, Tensor w, Tensor bias);
     void (*linear_grad_input)(Backend *, Tensor dx, Tensor dout, Tensor w);
     void (*linear_grad_weight)(Backend *, Tensor dw, Tensor dbias, Tensor dout, Tensor x);

@@ -220,18 +220,38 @@ static bool same_strides(Tensor a, Tensor b) {
     return true;
 }
 
+static void check_product(const OpCall *c, Tensor out, Tensor a, Tensor addend) {
+    require(c, out.dtype == a.dtype || out.dtype == DTYPE_F32, "out", out, "it must be f32 or of a's dtype");
+    require(c, out.data != a.data, "out", out, "it may not be a");
+    if (!tensor_present(addend)) return;
+    require(c, addend.dtype == out.dtype, "addend", addend, "it must be of out's dtype");
+    require(c, addend.data != out.data || same_strides(addend, out), "addend", addend, "it must be out or elsewhere");
+}
+
 void op_matmul(Backend *be, Tensor out, Tensor a, Tensor b, Tensor addend, MatmulScale s) {
     OpCall c = op_begin(be, OP_MATMUL);
     op_arg(&c, "out", out, REAL | STRIDED | OUTPUT, "*nm");
     op_arg(&c, "a", a, T | TRANSPOSED, "*nk");
     op_arg(&c, "b", b, T | TRANSPOSED, "*km");
     op_arg(&c, "addend", addend, REAL | STRIDED | OPTIONAL, "*nm");
-    require(&c, out.dtype == a.dtype || out.dtype == DTYPE_F32, "out", out, "it must be f32 or of a's dtype");
-    require(&c, !tensor_present(addend) || addend.dtype == out.dtype, "addend", addend, "it must be of out's dtype");
-    require(&c, out.data != a.data && out.data != b.data, "out", out, "it may not be a or b");
-    require(&c, addend.data != out.data || same_strides(addend, out), "addend", addend, "it must be out or elsewhere");
+    check_product(&c, out, a, addend);
+    require(&c, out.data != b.data, "out", out, "it may not be b");
     if (!op_start(&c)) return;
     be->ops.matmul(be, out, a, b, addend, s);
+    op_end(&c);
+}
+
+void op_matmul_symmetric(Backend *be, Tensor out, Tensor a, Tensor addend, MatmulScale s) {
+    OpCall c = op_begin(be, OP_MATMUL_SYMMETRIC);
+    op_arg(&c, "out", out, REAL | STRIDED | OUTPUT, "*nn");
+    op_arg(&c, "a", a, T | TRANSPOSED, "*nk");
+    op_arg(&c, "addend", addend, REAL | STRIDED | OPTIONAL, "*nn");
+    check_product(&c, out, a, addend);
+    if (!op_start(&c)) return;
+    if (be->ops.matmul_symmetric)
+        be->ops.matmul_symmetric(be, out, a, addend, s);
+    else
+        be->ops.matmul(be, out, a, tensor_transpose(a), addend, s);
     op_end(&c);
 }
 

@@ -37,6 +37,10 @@ void op_add(Backend *be, Tensor out, Tensor a, Tensor b);
  * which may be f32 when a and b are bf16. Accumulates in fp32. */
 void op_matmul(Backend *be, Tensor out, Tensor a, Tensor b, Tensor addend, MatmulScale s);
 
+/* out = alpha a·aᵀ + beta addend.   a (..,n,k), out and [addend] (..,n,n), as in op_matmul; addend is symmetric. A
+ * backend may compute one half and mirror it. */
+void op_matmul_symmetric(Backend *be, Tensor out, Tensor a, Tensor addend, MatmulScale s);
+
 /* out = x wᵀ + bias.   x (N,I) T*, w (O,I) T* strided, [bias] (O) f32, out (N,O) T*. */
 void op_linear(Backend *be, Tensor out, Tensor x, Tensor w, Tensor bias);
 

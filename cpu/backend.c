@@ -126,6 +126,7 @@ Status cpu_backend_open(Backend *be, BackendRequest request) {
     cpu_fill_embedding_ops(&be->ops);
     cpu_fill_loss_ops(&be->ops);
     cpu_fill_optimizer_ops(&be->ops);
+    cpu_fill_symmetric_ops(&be->ops);
     be->ops.attention = cpu_attention;
     be->ops.attention_grad = cpu_attention_grad;
     be->ops.alloc = alloc;

@@ -2,6 +2,7 @@
  *
  *      backend.c      opens and closes; memory; precision and threads
  *      gemm.c         matmul, linear and its gradients
+ *      symmetric.c    matmul_symmetric: half the blocks, then a mirror
  *      gemm_onednn.c  the product itself, by oneDNN
  *      gemm_cblas.c   the product itself, by CBLAS, for builds without oneDNN
  *      attention.c    attention and its gradient
@@ -24,6 +25,7 @@ void cpu_fill_elementwise_ops(BackendOps *ops);
 void cpu_fill_embedding_ops(BackendOps *ops);
 void cpu_fill_loss_ops(BackendOps *ops);
 void cpu_fill_optimizer_ops(BackendOps *ops);
+void cpu_fill_symmetric_ops(BackendOps *ops);
 
 /* What each needs of be->scratch for ops up to these sizes. */
 int64_t cpu_gemm_scratch_bytes(const Backend *be, const OpLimits *limits);

@@ -166,8 +166,8 @@ static void newton_schulz_step(Backend *be, const OrthogonalizeBuffers *w, const
     const float a = (float)abc[0], b = (float)abc[1], c = (float)abc[2];
     Tensor X = w->x, Xt = tensor_transpose(X), A = w->gram, B = w->poly;
     bool tall = X.shape[2] > X.shape[3];
-    op_matmul(be, A, tall ? Xt : X, tall ? X : Xt, tensor_none(), (MatmulScale){.alpha = 1});
-    op_matmul(be, B, A, A, A, (MatmulScale){.alpha = c, .beta = b});
+    op_matmul_symmetric(be, A, tall ? Xt : X, tensor_none(), (MatmulScale){.alpha = 1});
+    op_matmul_symmetric(be, B, A, A, (MatmulScale){.alpha = c, .beta = b}); /* A is symmetric: A² = A Aᵀ */
     op_matmul(be, w->next, tall ? X : B, tall ? B : X, X, (MatmulScale){.alpha = 1, .beta = a});
 }
 

@@ -16,6 +16,10 @@ static void ref_matmul(Backend *be, Tensor out, Tensor a, Tensor b, Tensor adden
                 }
 }
 
+static void ref_matmul_symmetric(Backend *be, Tensor out, Tensor a, Tensor addend, MatmulScale s) {
+    ref_matmul(be, out, a, tensor_transpose(a), addend, s);
+}
+
 static void ref_linear(Backend *be, Tensor out, Tensor x, Tensor w, Tensor bias) {
     (void)be;
     for (int64_t n = 0; n < out.shape[0]; n++)
@@ -52,6 +56,7 @@ static void ref_linear_grad_weight(Backend *be, Tensor dw, Tensor dbias, Tensor 
 
 void ref_fill_linear(BackendOps *ops) {
     ops->matmul = ref_matmul;
+    ops->matmul_symmetric = ref_matmul_symmetric;
     ops->linear = ref_linear;
     ops->linear_grad_input = ref_linear_grad_input;
     ops->linear_grad_weight = ref_linear_grad_weight;

@@ -187,6 +187,34 @@ static void run_matmul_gram(Side *s, const Trial *t) {
               tensor_none(), (MatmulScale){.alpha = 1, .beta = 0});
 }
 
+/* Six symmetric matrices, the same on both sides. */
+static Tensor symmetric(Side *s, const Trial *t) {
+    Tensor x = input(s, t, t->dtype, shape4(2, 3, t->n, t->n), 2);
+    double *values = test_read(&s->be, x);
+    for (int64_t i = 0; i < tensor_numel(x); i++) {
+        int64_t row = i / t->n % t->n, column = i % t->n;
+        if (column > row) values[i] = values[i + (column - row) * (t->n - 1)]; /* (column, row) */
+    }
+    test_write(&s->be, x, values);
+    return x;
+}
+
+/* Variants: 1 transposes a, 2 writes over the addend. */
+static void run_matmul_symmetric(Side *s, const Trial *t) {
+    Tensor a = t->variant & 1 ? tensor_transpose(input(s, t, t->dtype, shape4(2, 3, t->i, t->n), 1))
+                              : input(s, t, t->dtype, shape4(2, 3, t->n, t->i), 1);
+    Tensor addend = symmetric(s, t);
+    Tensor out = t->variant & 2 ? addend : input(s, t, t->dtype, shape4(2, 3, t->n, t->n), 3);
+    if (!t->optional && !(t->variant & 2)) addend = tensor_none();
+    op_matmul_symmetric(&s->be, output(s, out), poisoned(s, t, a), addend, (MatmulScale){.alpha = 0.7f, .beta = -1.3f});
+}
+
+static void matmul_symmetric_matches_ref(void **state) {
+    (void)state;
+    compare_matrices("matmul_symmetric", run_matmul_symmetric, 4);
+    compare_flags("matmul_symmetric of many blocks", run_matmul_symmetric, (Trial){.n = 283, .i = 9});
+}
+
 static void matmul_matches_ref(void **state) {
     (void)state;
     for (int m = 1; m < MATRICES; m += 2) {
@@ -526,6 +554,7 @@ int main(void) {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(moving_ops_match_ref),
         cmocka_unit_test(matmul_matches_ref),
+        cmocka_unit_test(matmul_symmetric_matches_ref),
         cmocka_unit_test(linear_matches_ref),
         cmocka_unit_test(norms_match_ref),
         cmocka_unit_test(embedding_and_position_match_ref),
