@@ -18,7 +18,8 @@ MODULES  := core ref cpu cuda model optim probe data run
 SOURCES  := $(foreach m,$(MODULES),$(sort $(wildcard $(m)/*.c)))
 OBJECTS  := $(SOURCES:%.c=$(BUILD)/%.o)
 TESTS    := $(patsubst %.c,$(BUILD)/%,$(sort $(wildcard tests/test_*.c)))
-HEADERS  := $(wildcard $(addsuffix /*.h,$(MODULES) tests))
+BENCH    := $(sort $(wildcard bench/*.c))
+HEADERS  := $(wildcard $(addsuffix /*.h,$(MODULES) tests bench))
 SCRIPTS  := $(sort $(wildcard scripts/*.sh)) .ci/run
 
 PREPROCESS := $(CC) $(CPPFLAGS) -E
@@ -60,6 +61,10 @@ $(BUILD)/tests/test_%: $(BUILD)/tests/test_%.o $(BUILD)/tests/support.o $(OBJECT
 	@echo 'link    $@'
 	$(QUIET)$(CC) $(LDFLAGS) -o $@ $^ -lcmocka $(LDLIBS)
 
+$(BUILD)/bench/bench: $(BENCH:%.c=$(BUILD)/%.o) $(OBJECTS)
+	@echo 'link    $@'
+	$(QUIET)$(CC) $(LDFLAGS) -o $@ $^ $(LDLIBS)
+
 $(BUILD)/%.o: %.c $(BUILD)/flags
 	@mkdir -p $(@D)
 	@echo 'compile $<'
@@ -85,7 +90,7 @@ test:
 	@CC='$(CC)' scripts/setup.sh build test
 	@$(MAKE) --no-print-directory -j$(JOBS) run-tests
 
-programs: $(BUILD)/train_gpt $(TESTS)
+programs: $(BUILD)/train_gpt $(BUILD)/bench/bench $(TESTS)
 
 run-tests: programs
 	@scripts/run_tests.sh $(TESTS)
@@ -102,17 +107,25 @@ quickstart:
 compare:
 	@CC='$(CC)' scripts/compare.sh
 
+## bench: measure speed and memory against what the machine can do, for some minutes (ROWS="baby gemm" for a part)
+bench: $(BUILD)/train_gpt $(BUILD)/bench/bench
+	@$(BUILD)/bench/bench $(ROWS) --program $(BUILD)/train_gpt --json $(BUILD)/bench/results.jsonl
+
+## bench-check: measure for a minute and compare with the ratios in bench/ratios.json
+bench-check: $(BUILD)/bench/bench
+	@$(BUILD)/bench/bench quick --check bench/ratios.json
+
 ## check: formatting, include direction, scripts
 check:
 	@scripts/setup.sh develop
-	@clang-format --dry-run -Werror $(SOURCES) $(HEADERS) $(wildcard train_gpt.c tests/*.c)
+	@clang-format --dry-run -Werror $(SOURCES) $(HEADERS) $(BENCH) $(wildcard train_gpt.c tests/*.c)
 	@scripts/check_includes.sh
 	@shellcheck $(SCRIPTS)
 	@PYTHONPYCACHEPREFIX=$(BUILD)/pycache python3 -m py_compile $(wildcard scripts/*.py tests/*.py)
 
 ## format: clang-format on all C sources
 format:
-	clang-format -i $(SOURCES) $(HEADERS) $(wildcard train_gpt.c tests/*.c)
+	clang-format -i $(SOURCES) $(HEADERS) $(BENCH) $(wildcard train_gpt.c tests/*.c)
 
 ## clean: remove what was built (runs and datasets stay)
 clean:
@@ -123,6 +136,6 @@ help:
 	@sed -n 's/^## //p' $(firstword $(MAKEFILE_LIST)) | sort
 
 FORCE:
-.PHONY: all setup programs test run-tests test-sanitize quickstart compare check format clean help FORCE
+.PHONY: all setup programs test run-tests test-sanitize quickstart compare bench bench-check check format clean help FORCE
 .SECONDARY:
--include $(OBJECTS:.o=.d) $(BUILD)/train_gpt.d $(TESTS:=.d) $(BUILD)/tests/support.d
+-include $(OBJECTS:.o=.d) $(BUILD)/train_gpt.d $(TESTS:=.d) $(BUILD)/tests/support.d $(BENCH:%.c=$(BUILD)/%.d)

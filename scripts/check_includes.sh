@@ -3,7 +3,7 @@
 #
 #   core  <-  ref cpu cuda comm          a module sees itself and core
 #   core  <-  model optim probe data     a module sees itself and core
-#   all of these  <-  run  <-  train_gpt.c, tests
+#   all of these  <-  run  <-  train_gpt.c, tests, bench
 #
 # Quoted includes are written from the root of the tree. Headers of CUDA stand only under cuda/, those of MPI and NCCL
 # only under comm/. Prints each violation as file:line and exits with 1 if there is one.
@@ -16,6 +16,7 @@ declare -A may_include=(
     [model]='core model' [optim]='core optim' [probe]='core probe' [data]='core data'
     [run]='core ref cpu cuda comm model optim probe data run'
     [train_gpt.c]='core ref cpu cuda comm model optim probe data run'
+    [bench]='core ref cpu cuda comm model optim probe data run bench'
     [tests]='core ref cpu cuda comm model optim probe data run tests'
 )
 

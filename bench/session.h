@@ -1,0 +1,38 @@
+/* Session: a model under measurement, set up as ./train_gpt sets it up and stepped as its loop steps, with a clock on
+ * the phases of the step. */
+#pragma once
+
+#include "bench/measure.h"
+#include "run/trainer.h"
+
+typedef struct {
+    Trainer trainer;
+    Ceiling ceiling;
+} Session;
+
+/* Seconds of one step. */
+typedef struct {
+    double forward, backward, optimizer;
+    double rest; /* data, zeroing gradients, gradient norm and reading results */
+} StepSeconds;
+
+typedef struct {
+    Samples mfu;         /* model FLOP/s over the ceiling, per repetition */
+    Samples rate;        /* tokens/s */
+    Samples ceiling;     /* FLOP/s */
+    StepSeconds seconds; /* mean of all steps */
+} StepMeasurement;
+
+/* options: "key=value key=value ...", over the defaults, as on the command line of ./train_gpt. */
+Status session_open(Session *session, const char *options);
+void session_close(Session *session);
+
+double session_tokens(const Session *session); /* of a step */
+double step_total(StepSeconds s);
+
+/* One step; adds its times. Samples of the ceiling between the phases are not in them. */
+Status session_step(Session *session, StepSeconds *seconds);
+
+/* A step to warm up, then repetitions of a quarter of a second, or of one step, for about `budget` seconds and at least
+ * 2. */
+Status session_measure(Session *session, double budget, StepMeasurement *result);
