@@ -77,7 +77,7 @@ enum { FORWARD, GRAD_INPUT, GRAD_WEIGHT, DIRECTIONS };
 
 /* The gradients take turns at `out`, which holds finite numbers after the first forward. */
 static void run_linear(Backend *be, const Linear *l, int direction) {
-    if (direction == FORWARD) op_linear(be, l->out, l->x, l->w, tensor_none());
+    if (direction == FORWARD) op_linear(be, l->out, l->x, l->w, tensor_none(), tensor_none());
     if (direction == GRAD_INPUT) op_linear_grad_input(be, l->x, l->out, l->w);
     if (direction == GRAD_WEIGHT) op_linear_grad_weight(be, l->dw, tensor_none(), l->out, l->x);
 }

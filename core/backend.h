@@ -25,7 +25,6 @@ typedef struct Backend Backend;
     X(FILL, fill)                                                                                                      \
     X(COPY, copy)                                                                                                      \
     X(SCALE, scale)                                                                                                    \
-    X(ADD, add)                                                                                                        \
     X(MATMUL, matmul)                                                                                                  \
     X(MATMUL_SYMMETRIC, matmul_symmetric)                                                                              \
     X(LINEAR, linear)                                                                                                  \
@@ -110,10 +109,9 @@ typedef struct {
     void (*fill)(Backend *, Tensor x, float value);
     void (*copy)(Backend *, Tensor dst, Tensor src);
     void (*scale)(Backend *, Tensor x, float factor);
-    void (*add)(Backend *, Tensor out, Tensor a, Tensor b);
     void (*matmul)(Backend *, Tensor out, Tensor a, Tensor b, Tensor addend, MatmulScale);
     void (*matmul_symmetric)(Backend *, Tensor out, Tensor a, Tensor addend, MatmulScale);
-    void (*linear)(Backend *, Tensor out, Tensor x, Tensor w, Tensor bias);
+    void (*linear)(Backend *, Tensor out, Tensor x, Tensor w, Tensor bias, Tensor addend);
     void (*linear_grad_input)(Backend *, Tensor dx, Tensor dout, Tensor w);
     void (*linear_grad_weight)(Backend *, Tensor dw, Tensor dbias, Tensor dout, Tensor x);
     void (*layernorm)(Backend *, Tensor out, Tensor mean, Tensor rstd, Tensor x, Tensor w, Tensor bias, float eps);

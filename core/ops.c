@@ -6,7 +6,7 @@
  *      op_arg(&c, "out", out, T | OUTPUT, "NO");       // the contract of ops.h, in its letters
  *      op_arg(&c, "x", x, T, "NI");                    // a letter seen before must have the same size again
  *      if (!op_start(&c)) return;                      // false once the backend has failed
- *      be->ops.linear(be, out, x, w, bias);
+ *      be->ops.linear(be, out, x, w, bias, addend);
  *      op_end(&c);
  *
  * A leading '*' in the letters stands for any number of dimensions, the same in every argument of the call.
@@ -199,16 +199,6 @@ void op_scale(Backend *be, Tensor x, float factor) {
     op_end(&c);
 }
 
-void op_add(Backend *be, Tensor out, Tensor a, Tensor b) {
-    OpCall c = op_begin(be, OP_ADD);
-    op_arg(&c, "out", out, T | OUTPUT, "*");
-    op_arg(&c, "a", a, T, "*");
-    op_arg(&c, "b", b, T, "*");
-    if (!op_start(&c)) return;
-    be->ops.add(be, out, a, b);
-    op_end(&c);
-}
-
 /* ---- matrix products -------------------------------------------------------------------------------------------- */
 
 static const MatmulScale product = {.alpha = 1, .beta = 0};
@@ -257,18 +247,19 @@ void op_matmul_symmetric(Backend *be, Tensor out, Tensor a, Tensor addend, Matmu
 
 /* The fallbacks call the slot of matmul, not op_matmul, so that the time counts once and under the name that was asked
  * for. They cannot serve a bias: it is f32, and an addend has the dtype of out. */
-void op_linear(Backend *be, Tensor out, Tensor x, Tensor w, Tensor bias) {
+void op_linear(Backend *be, Tensor out, Tensor x, Tensor w, Tensor bias, Tensor addend) {
     OpCall c = op_begin(be, OP_LINEAR);
     op_arg(&c, "out", out, T | OUTPUT, "NO");
     op_arg(&c, "x", x, T, "NI");
     op_arg(&c, "w", w, T | STRIDED, "OI");
     op_arg(&c, "bias", bias, F32 | OPTIONAL, "O");
+    op_arg(&c, "addend", addend, T | OPTIONAL, "NO");
     require(&c, be->ops.linear || !tensor_present(bias), "bias", bias, "this backend has no linear slot to add it");
     if (!op_start(&c)) return;
     if (be->ops.linear)
-        be->ops.linear(be, out, x, w, bias);
+        be->ops.linear(be, out, x, w, bias, addend);
     else
-        be->ops.matmul(be, out, x, tensor_transpose(w), tensor_none(), product);
+        be->ops.matmul(be, out, x, tensor_transpose(w), addend, product_added);
     op_end(&c);
 }
 

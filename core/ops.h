@@ -26,9 +26,6 @@ void op_copy(Backend *be, Tensor dst, Tensor src);
 /* x *= factor.   x strided. */
 void op_scale(Backend *be, Tensor x, float factor);
 
-/* out = a + b.   Same shape and dtype; out may be a or b. */
-void op_add(Backend *be, Tensor out, Tensor a, Tensor b);
-
 /* ---- matrix products -------------------------------------------------------------------------------------------- */
 
 /* out = alpha a·b + beta addend.   a (..,n,k), b (..,k,m), out and [addend] (..,n,m), with 0 to 2 equal batch
@@ -41,8 +38,9 @@ void op_matmul(Backend *be, Tensor out, Tensor a, Tensor b, Tensor addend, Matmu
  * backend may compute one half and mirror it. */
 void op_matmul_symmetric(Backend *be, Tensor out, Tensor a, Tensor addend, MatmulScale s);
 
-/* out = x wᵀ + bias.   x (N,I) T*, w (O,I) T* strided, [bias] (O) f32, out (N,O) T*. */
-void op_linear(Backend *be, Tensor out, Tensor x, Tensor w, Tensor bias);
+/* out = x wᵀ + bias + addend.   x (N,I) T*, w (O,I) T* strided, [bias] (O) f32, out and [addend] (N,O) T*; out may be
+ * addend. The addend is the residual stream: added before the one rounding of the store. */
+void op_linear(Backend *be, Tensor out, Tensor x, Tensor w, Tensor bias, Tensor addend);
 
 /* dx = dout w.   dout (N,O) T*, w (O,I) T*, dx (N,I) T*. */
 void op_linear_grad_input(Backend *be, Tensor dx, Tensor dout, Tensor w);

@@ -59,21 +59,6 @@ static void scale(Backend *be, Tensor x, float factor) {
     }
 }
 
-INLINE void add_row(DType t, void *out, const void *a, const void *b, int64_t n) {
-#pragma omp simd
-    for (int64_t i = 0; i < n; i++) store(t, out, i, load(t, a, i) + load(t, b, i));
-}
-
-static void add(Backend *be, Tensor out, Tensor a, Tensor b) {
-    (void)be;
-    Sweep sweep = sweep_over(3, (Tensor[]){out, a, b});
-#pragma omp parallel for schedule(static) if (sweep.chunks > 1)
-    for (int64_t i = 0; i < sweep.chunks; i++) {
-        Chunk c = sweep_chunk(&sweep, i);
-        BY_DTYPE(out.dtype, add_row, c.row[0], c.row[1], c.row[2], c.n);
-    }
-}
-
 /* ---- gelu ------------------------------------------------------------------------------------------------------- */
 
 /* With u = sqrt(2/pi) (x + 0.044715 x³):  0.5 (1 + tanh u) = sigmoid(2u), one exponential and no cancellation. */
@@ -168,7 +153,6 @@ void cpu_fill_elementwise_ops(BackendOps *ops) {
     ops->fill = fill;
     ops->copy = copy;
     ops->scale = scale;
-    ops->add = add;
     ops->gelu = gelu;
     ops->gelu_grad = gelu_grad;
     ops->swiglu = swiglu;

@@ -128,9 +128,10 @@ static void matmul(Backend *be, Tensor out, Tensor a, Tensor b, Tensor addend, M
     multiply(be, &p);
 }
 
-static void linear(Backend *be, Tensor out, Tensor x, Tensor w, Tensor bias) {
-    multiply(be, &(Product){
-                     .out = out, .a = x, .b = tensor_transpose(w), .addend = tensor_none(), .bias = bias, .alpha = 1});
+static void linear(Backend *be, Tensor out, Tensor x, Tensor w, Tensor bias, Tensor addend) {
+    Product p = {.out = out, .a = x, .b = tensor_transpose(w), .addend = addend, .bias = bias, .alpha = 1};
+    p.beta = tensor_present(addend) ? 1 : 0;
+    multiply(be, &p);
 }
 
 static void linear_grad_input(Backend *be, Tensor dx, Tensor dout, Tensor w) {

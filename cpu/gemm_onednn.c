@@ -9,8 +9,8 @@
  *      out = (a·b + bias) scale  -> sum:     + beta out
  *                                -> binary:  + addend, then times beta        (scale = alpha / beta)
  *
- * The bias is inside the scale there, so it is only given with alpha = 1 and no addend, which is all that op_linear
- * needs.
+ * The bias is inside the scale there, so it is only given with alpha = 1 and beta = 1 or no addend, which is all that
+ * op_linear needs.
  */
 #if HAVE_ONEDNN
 

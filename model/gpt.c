@@ -323,7 +323,7 @@ static void forward_attention(Gpt *g, LayerActivations *a, int64_t l) {
     Heads h = split_heads(g, a->qkv, a->q_norm, a->k_norm);
 
     norm(g, a->norm1, a->mean1, a->rstd1, a->input, PARAM_NORM1, PARAM_NORM1_BIAS, l);
-    op_linear(be, flat(a->qkv, g->N), a->norm1, weight(g, PARAM_QKV, l), weight(g, PARAM_QKV_BIAS, l));
+    op_linear(be, flat(a->qkv, g->N), a->norm1, weight(g, PARAM_QKV, l), weight(g, PARAM_QKV_BIAS, l), tensor_none());
     if (g->config.qk_norm) {
         const float eps = (float)g->config.norm_eps;
         op_rmsnorm(be, a->q_norm, a->q_rstd, tensor_slice(a->qkv, 1, 0, g->H), weight(g, PARAM_Q_NORM, l), eps);
@@ -335,20 +335,18 @@ static void forward_attention(Gpt *g, LayerActivations *a, int64_t l) {
     }
     op_attention(be, heads_4d(g, tensor_as_3d(a->att, g->N, g->H, g->D), 0, g->H), a->lse,
                  tensor_index(g->max_logit, l), tensor_index(g->max_abs, l), h.q, h.k, h.v, attention_params(g));
-    op_linear(be, g->branch, a->att, weight(g, PARAM_OUT, l), weight(g, PARAM_OUT_BIAS, l));
-    op_add(be, a->middle, a->input, g->branch);
+    op_linear(be, a->middle, a->att, weight(g, PARAM_OUT, l), weight(g, PARAM_OUT_BIAS, l), a->input);
 }
 
 static void forward_mlp(Gpt *g, LayerActivations *a, Tensor output, int64_t l) {
     Backend *be = g->be;
     norm(g, a->norm2, a->mean2, a->rstd2, a->middle, PARAM_NORM2, PARAM_NORM2_BIAS, l);
-    op_linear(be, a->up, a->norm2, weight(g, PARAM_UP, l), weight(g, PARAM_UP_BIAS, l));
+    op_linear(be, a->up, a->norm2, weight(g, PARAM_UP, l), weight(g, PARAM_UP_BIAS, l), tensor_none());
     if (g->config.mlp == MLP_SWIGLU)
         op_swiglu(be, a->act, a->up);
     else
         op_gelu(be, a->act, a->up);
-    op_linear(be, g->branch, a->act, weight(g, PARAM_DOWN, l), weight(g, PARAM_DOWN_BIAS, l));
-    op_add(be, output, a->middle, g->branch);
+    op_linear(be, output, a->act, weight(g, PARAM_DOWN, l), weight(g, PARAM_DOWN_BIAS, l), a->middle);
 }
 
 void gpt_forward(Gpt *g) {
@@ -382,7 +380,7 @@ static Chunk loss_chunk(const Gpt *g, int64_t first) {
 void gpt_loss(Gpt *g) {
     for (int64_t first = 0; first < g->N; first += g->logits.shape[0]) {
         Chunk c = loss_chunk(g, first);
-        op_linear(g->be, c.logits, c.x, weight(g, head_param(g), 0), tensor_none());
+        op_linear(g->be, c.logits, c.x, weight(g, head_param(g), 0), tensor_none(), tensor_none());
         op_cross_entropy(g->be, c.losses, c.logits, c.targets);
     }
     op_sum(g->be, g->loss_sum, g->losses);
@@ -393,7 +391,7 @@ void gpt_loss_and_gradient(Gpt *g, float loss_scale) {
     Tensor w = weight(g, head_param(g), 0), dw = gradient(g, head_param(g), 0);
     for (int64_t first = 0; first < g->N; first += g->logits.shape[0]) {
         Chunk c = loss_chunk(g, first);
-        op_linear(be, c.logits, c.x, w, tensor_none());
+        op_linear(be, c.logits, c.x, w, tensor_none(), tensor_none());
         op_cross_entropy_grad(be, c.losses, c.logits, c.targets, loss_scale); /* logits now hold their gradient */
         op_linear_grad_input(be, c.dx, c.logits, w);
         op_linear_grad_weight(be, dw, tensor_none(), c.logits, c.x);
@@ -486,7 +484,7 @@ void gpt_logits_at(Gpt *g, int64_t position, float *logits) {
     Tensor row = tensor_slice(g->logits, 0, 0, 1);
     for (int64_t b = 0; b < g->B; b++) {
         Tensor x = tensor_slice(g->normf, 0, b * g->T + position, 1);
-        op_linear(g->be, row, x, weight(g, head_param(g), 0), tensor_none());
+        op_linear(g->be, row, x, weight(g, head_param(g), 0), tensor_none(), tensor_none());
         float *out = logits + b * g->V;
         backend_to_host(g->be, out, row);
         if (row.dtype != DTYPE_BF16) continue;

@@ -58,17 +58,17 @@ typedef struct {
     int index[GPT_PARAM_COUNT]; /* place in params; -1: this model has none */
 
     Arena weights, gradients, activations;
-    LayerActivations *layers;   /* L of them, on the host */
-    Tensor tokens, targets;     /* (B,T) i32 */
-    Tensor final;               /* (N,C): the residual stream after the last layer */
-    Tensor normf, meanf, rstdf; /* (N,C), (N), (N) */
-    Tensor rope;                /* (T,D) f32: cosines, sines */
-    Tensor logits;              /* (chunk,V): never the whole batch; see gpt_loss */
-    Tensor losses;              /* (N) f32 */
-    Tensor loss_sum;            /* (1) f32 */
-    Tensor max_logit, max_abs;  /* (L,H) f32: running maxima since gpt_reset_statistics */
-    Tensor branch;              /* (N,C): what a branch adds to the stream; backward: the gradient of a norm's output */
-    Tensor dx;                  /* (N,C): gradient of the residual stream */
+    LayerActivations *layers;     /* L of them, on the host */
+    Tensor tokens, targets;       /* (B,T) i32 */
+    Tensor final;                 /* (N,C): the residual stream after the last layer */
+    Tensor normf, meanf, rstdf;   /* (N,C), (N), (N) */
+    Tensor rope;                  /* (T,D) f32: cosines, sines */
+    Tensor logits;                /* (chunk,V): never the whole batch; see gpt_loss */
+    Tensor losses;                /* (N) f32 */
+    Tensor loss_sum;              /* (1) f32 */
+    Tensor max_logit, max_abs;    /* (L,H) f32: running maxima since gpt_reset_statistics */
+    Tensor branch;                /* (N,C): backward: the gradient of a norm's output */
+    Tensor dx;                    /* (N,C): gradient of the residual stream */
     Tensor dqkv, datt, dup, dact; /* backward temporaries, shapes as in LayerActivations */
     Tensor dq_norm, dk_norm;      /* qk_norm only */
 } Gpt;

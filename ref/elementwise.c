@@ -19,11 +19,6 @@ static void ref_scale(Backend *be, Tensor x, float factor) {
     for (int64_t i = 0; i < tensor_numel(x); i++) set_flat(x, i, (double)factor * get_flat(x, i));
 }
 
-static void ref_add(Backend *be, Tensor out, Tensor a, Tensor b) {
-    (void)be;
-    for (int64_t i = 0; i < tensor_numel(out); i++) set_flat(out, i, get_flat(a, i) + get_flat(b, i));
-}
-
 /* ---- gelu: 0.5 x (1 + tanh u), u = sqrt(2/pi) (x + 0.044715 x³) ---------------------------------------------------
  */
 
@@ -77,7 +72,6 @@ void ref_fill_elementwise(BackendOps *ops) {
     ops->fill = ref_fill;
     ops->copy = ref_copy;
     ops->scale = ref_scale;
-    ops->add = ref_add;
     ops->gelu = ref_gelu;
     ops->gelu_grad = ref_gelu_grad;
     ops->swiglu = ref_swiglu;

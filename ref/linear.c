@@ -20,11 +20,12 @@ static void ref_matmul_symmetric(Backend *be, Tensor out, Tensor a, Tensor adden
     ref_matmul(be, out, a, tensor_transpose(a), addend, s);
 }
 
-static void ref_linear(Backend *be, Tensor out, Tensor x, Tensor w, Tensor bias) {
+static void ref_linear(Backend *be, Tensor out, Tensor x, Tensor w, Tensor bias, Tensor addend) {
     (void)be;
     for (int64_t n = 0; n < out.shape[0]; n++)
         for (int64_t o = 0; o < out.shape[1]; o++) {
             double sum = tensor_present(bias) ? get1(bias, o) : 0;
+            if (tensor_present(addend)) sum += get2(addend, n, o);
             for (int64_t i = 0; i < x.shape[1]; i++) sum += get2(x, n, i) * get2(w, o, i);
             set2(out, n, o, sum);
         }

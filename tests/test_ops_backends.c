@@ -134,13 +134,6 @@ static void run_scale(Side *s, const Trial *t) {
     op_scale(&s->be, output(s, poisoned(s, t, input(s, t, t->dtype, shape2(t->n, t->i), 1))), -1.7f);
 }
 
-static void run_add(Side *s, const Trial *t) {
-    Tensor a = poisoned(s, t, test_random(&s->be, t->dtype, shape2(t->n, t->i), 1));
-    Tensor b = test_random(&s->be, t->dtype, shape2(t->n, t->i), 2);
-    Tensor other = test_random(&s->be, t->dtype, shape2(t->n, t->i), 3);
-    op_add(&s->be, output(s, t->variant == 0 ? other : t->variant == 1 ? a : b), a, b);
-}
-
 static void run_sums(Side *s, const Trial *t) {
     Tensor x = poisoned(s, t, input(s, t, t->dtype, shape2(t->n, t->i), 1));
     op_sum(&s->be, output(s, test_random(&s->be, DTYPE_F32, shape1(1), 2)), x);
@@ -152,7 +145,6 @@ static void moving_ops_match_ref(void **state) {
     compare_matrices("fill", run_fill, 1);
     compare_matrices("copy", run_copy, 2);
     compare_matrices("scale", run_scale, 1);
-    compare_matrices("add", run_add, 3);
     compare_matrices("sum", run_sums, 1);
 }
 
@@ -226,11 +218,14 @@ static void matmul_matches_ref(void **state) {
         compare_flags("matmul of two batch dimensions", run_matmul_gram, matrices[m]);
 }
 
+/* Variants: 1 adds another tensor, 2 the output itself. */
 static void run_linear(Side *s, const Trial *t) {
     Tensor x = poisoned(s, t, test_random(&s->be, t->dtype, shape2(t->n, t->i), 1));
     Tensor w = input(s, t, t->dtype, shape2(t->o, t->i), 2);
     Tensor bias = t->optional ? test_random(&s->be, DTYPE_F32, shape1(t->o), 3) : tensor_none();
-    op_linear(&s->be, output(s, test_random(&s->be, t->dtype, shape2(t->n, t->o), 4)), x, w, bias);
+    Tensor out = output(s, test_random(&s->be, t->dtype, shape2(t->n, t->o), 4));
+    Tensor other = test_random(&s->be, t->dtype, shape2(t->n, t->o), 5);
+    op_linear(&s->be, out, x, w, bias, t->variant == 0 ? tensor_none() : t->variant == 1 ? other : out);
 }
 
 static void run_linear_grad(Side *s, const Trial *t) {
@@ -246,7 +241,7 @@ static void run_linear_grad(Side *s, const Trial *t) {
 
 static void linear_matches_ref(void **state) {
     (void)state;
-    compare_matrices("linear", run_linear, 1);
+    compare_matrices("linear", run_linear, 3);
     compare_matrices("linear_grad", run_linear_grad, 1);
 }
 

@@ -87,7 +87,7 @@ static void check(Case *c, const char *what, int input, Written written) {
 /* ---- linear ----------------------------------------------------------------------------------------------------- */
 
 static void linear_forward(Case *c) {
-    op_linear(&c->be, c->out, c->in[0], c->in[1], c->in[2]);
+    op_linear(&c->be, c->out, c->in[0], c->in[1], c->in[2], tensor_none());
 }
 
 static void check_linear(bool with_bias) {
