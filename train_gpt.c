@@ -16,6 +16,7 @@
 #include <stdlib.h>
 
 #include "core/clock.h"
+#include "core/threads.h"
 #include "run/commands.h"
 #include "run/report.h"
 #include "run/trainer.h"
@@ -148,6 +149,7 @@ static int finish(Status status) {
 }
 
 int main(int argc, char **argv) {
+    threads_shorten_spinning(argv);
     CommandLine line;
     Config config;
     Status status = command_line_parse(&line, argc, argv);

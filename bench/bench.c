@@ -11,6 +11,7 @@
 
 #include "bench/rows.h"
 #include "core/clock.h"
+#include "core/threads.h"
 
 typedef struct {
     const char *name;
@@ -140,6 +141,7 @@ static Status compare(const Table *table, const Arguments *a, int *regressions) 
 }
 
 int main(int argc, char **argv) {
+    threads_shorten_spinning(argv); /* as ./train_gpt does */
     static Bench bench;
     Arguments arguments;
     int regressions = 0;
