@@ -7,6 +7,7 @@
 #include <cblas.h>
 
 #include "cpu/cpu.h"
+#include "cpu/simd.h"
 
 /* How CBLAS sees a matrix with one stride of 1: row-major as it is, or transposed. */
 typedef struct {
@@ -28,6 +29,13 @@ static void multiply_matrix(Tensor out, Tensor a, Tensor b, float alpha, float b
                 lb.lead, beta, out.data, lo.lead);
 }
 
+/* out (N,O) += bias, row by row. */
+static void add_bias(Backend *be, Tensor out, const float *bias) {
+#pragma omp parallel for schedule(static) num_threads(be->threads)
+    for (int64_t n = 0; n < out.shape[0]; n++)
+        accumulate_row(DTYPE_F32, at(DTYPE_F32, out.data, n * out.stride[0]), bias, out.shape[1]);
+}
+
 void cpu_library_multiply(Backend *be, const Product *p) {
     bool elsewhere = tensor_present(p->addend) && p->addend.data != p->out.data;
     if (elsewhere) be->ops.copy(be, p->out, p->addend);
@@ -36,12 +44,7 @@ void cpu_library_multiply(Backend *be, const Product *p) {
         for (int64_t j = 0; j < out.shape[1]; j++)
             multiply_matrix(tensor_index(tensor_index(out, i), j), tensor_index(tensor_index(a, i), j),
                             tensor_index(tensor_index(b, i), j), p->alpha, p->beta);
-    if (!tensor_present(p->bias)) return;
-    Tensor rows = p->out, bias = p->bias;
-    bias.ndim = 2; /* the same row for every row of out */
-    bias.shape[0] = rows.shape[0], bias.stride[0] = 0;
-    bias.shape[1] = rows.shape[1], bias.stride[1] = 1;
-    be->ops.add(be, rows, rows, bias);
+    if (tensor_present(p->bias)) add_bias(be, p->out, p->bias.data);
 }
 
 void cpu_library_describe(const Backend *be, char *text, size_t size) {
