@@ -219,7 +219,7 @@ static Status read_plan(const char *run_dir, double *plan) {
 }
 
 static Status measure_memory(Bench *b, const MemoryCase *c, int number) {
-    char options[PATH_SIZE + 512], name[16], run_dir[PATH_SIZE];
+    char options[PATH_SIZE + 512], name[24], run_dir[PATH_SIZE];
     int64_t peak = 0;
     double plan = 0;
     snprintf(name, sizeof name, "memory%d", number);

@@ -7,6 +7,12 @@
 
 #include "core/rng.h"
 
+/* AddressSanitizer asks for its options here: memory that there is not is a NULL, as without it, and not the end. */
+const char *__asan_default_options(void);
+const char *__asan_default_options(void) {
+    return "allocator_may_return_null=1";
+}
+
 /* ---- statuses --------------------------------------------------------------------------------------------------- */
 
 void assert_ok(Status status) {
