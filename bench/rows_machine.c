@@ -142,7 +142,7 @@ Status row_linear(Bench *b) {
         Backend be;
         Ceiling ceiling = {0};
         if (FAILED(status, bench_open_backend(&be, precisions[p]))) return status;
-        if (!FAILED(status, backend_reserve(&be, (OpLimits){.rows = 50304, .width = 50304, .vocab = 50304})))
+        if (!FAILED(status, backend_reserve(&be, (OpLimits){.width = 50304, .vocab = 50304})))
             status = ceiling_open(&ceiling, &be);
         for (int i = 0; i < LINEAR_SHAPES && !status.code; i++)
             if (!b->quick || linear_shapes[i].quick)

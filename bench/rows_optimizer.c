@@ -152,8 +152,7 @@ Status row_newton_schulz(Bench *b) {
         Backend be;
         Ceiling ceiling = {0};
         if (FAILED(status, bench_open_backend(&be, precisions[p]))) return status;
-        if (!FAILED(status, backend_reserve(&be, (OpLimits){.rows = 3072, .width = 3072})))
-            status = ceiling_open(&ceiling, &be);
+        if (!FAILED(status, backend_reserve(&be, (OpLimits){.width = 3072}))) status = ceiling_open(&ceiling, &be);
         for (int i = 0; i < MATRIX_SHAPES && !status.code; i++)
             if (!b->quick || matrix_shapes[i].quick)
                 status = measure_shape(b, &be, &ceiling, &matrix_shapes[i], precisions[p]);

@@ -94,7 +94,6 @@ typedef struct {
 
 /* The largest sizes that ops will be called with: what backend_reserve sizes the scratch memory by. */
 typedef struct {
-    int64_t rows;      /* tokens of a micro-batch (B*T), or rows of any matrix that ops see */
     int64_t width;     /* longest row of any norm, embedding or linear layer */
     int64_t vocab;     /* columns of the logits */
     int64_t batch;     /* B of attention */

@@ -202,8 +202,7 @@ static int64_t max_i64(int64_t a, int64_t b) {
 }
 
 OpLimits gpt_op_limits(const Gpt *g) {
-    return (OpLimits){.rows = max_i64(g->N, g->V),
-                      .width = max_i64(max_i64(g->C, 2 * g->F), (g->H + 2 * g->K) * g->D),
+    return (OpLimits){.width = max_i64(max_i64(g->C, 2 * g->F), (g->H + 2 * g->K) * g->D),
                       .vocab = g->V,
                       .batch = g->B,
                       .context = g->T,

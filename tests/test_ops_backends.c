@@ -17,8 +17,7 @@
 static const char *const devices[] = {"cpu"};
 
 /* Large enough for every shape below. */
-static const OpLimits limits = {
-    .rows = 150, .width = 300, .vocab = 300, .batch = 2, .context = 140, .heads = 6, .head_size = 64};
+static const OpLimits limits = {.width = 300, .vocab = 300, .batch = 2, .context = 140, .heads = 6, .head_size = 64};
 
 /* ---- two backends side by side ---------------------------------------------------------------------------------- */
 

@@ -73,7 +73,7 @@ static void open_described(Toy *toy, const char *device, const char *precision, 
     toy->weights = arena_measure("weights"), toy->gradients = arena_measure("gradients");
     toy->config = *config;
     test_open(&toy->be, device, precision);
-    test_reserve(&toy->be, (OpLimits){.rows = 64, .width = 64});
+    test_reserve(&toy->be, (OpLimits){.width = 64});
     params_layout(&toy->params, &toy->weights, &toy->gradients, toy->be.compute_dtype);
     assert_ok(optimizer_plan(&toy->opt, &toy->params, config, &toy->be));
     assert_ok(arena_allocate(&toy->weights, &toy->be));

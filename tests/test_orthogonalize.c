@@ -198,7 +198,7 @@ static void check_set(Backend *be, const CoefficientSet *set, int64_t rows, int6
 static void check_all_sets(const char *device, const char *precision, Rounding rounding) {
     Backend be;
     test_open(&be, device, precision);
-    test_reserve(&be, (OpLimits){.rows = 64, .width = 64});
+    test_reserve(&be, (OpLimits){.width = 64});
     for (int i = 0; i < coefficient_set_count; i++)
         for (int s = 0; s < SHAPES; s++) check_set(&be, &coefficient_sets[i], shapes[s][0], shapes[s][1], rounding);
     test_close(&be);
@@ -330,7 +330,7 @@ static void a_batch_gives_what_its_matrices_give_alone(void **state) {
     for (int d = 0; d < 2; d++) {
         Backend be;
         test_open(&be, devices[d], "fp32");
-        test_reserve(&be, (OpLimits){.rows = 64, .width = 64});
+        test_reserve(&be, (OpLimits){.width = 64});
         MuonConfig config = config_of("muon");
         double batch[LAYERS * HEADS * SIZE], alone[LAYERS * HEADS * SIZE];
         for (int i = 0; i < LAYERS * HEADS * SIZE; i++) batch[i] = alone[i] = test_uniform(4, i);
