@@ -21,7 +21,7 @@ requirements() {
 build       libc6-dev           header:stdio.h         headers of the C library
 build       make                command:make           runs the build
 build       ?libdnnl-dev        header:dnnl.h          oneDNN: fast matrix products on the CPU
-build       libopenblas-dev     header:cblas.h         BLAS: below LAPACK, and matrix products where oneDNN is absent
+build       libopenblas-dev     library:openblas       BLAS: below LAPACK, and matrix products where oneDNN is absent
 build       liblapacke-dev      header:lapacke.h       LAPACK: singular values of weights and updates
 build       libcjson-dev        header:cjson/cJSON.h   JSON: configs, metrics, checkpoints
 test        libcmocka-dev       header:cmocka.h        test framework
@@ -46,6 +46,7 @@ is_found() { # probe
     case $1 in
     command:*) command -v "$what" >/dev/null ;;
     header:*) echo "#include <$what>" | ${CC:-gcc} -fopenmp -E - >/dev/null 2>&1 ;;
+    library:*) echo 'int main(void) { return 0; }' | ${CC:-gcc} -x c -o /dev/null - -l"$what" >/dev/null 2>&1 ;;
     python:*) python3 -c "import importlib.util as u, sys; sys.exit(not u.find_spec('$what'))" 2>/dev/null ;;
     esac
 }
