@@ -35,7 +35,7 @@ static void on_interrupt(int signal_number) {
 static Status accumulate_gradients(Trainer *t) {
     const TrainConfig *c = &t->config.train;
     const float loss_scale = (float)(1.0 / (double)(c->batch * t->gpt.T));
-    gpt_zero_gradients(&t->gpt);
+    gpt_start_gradients(&t->gpt);
     gpt_reset_statistics(&t->gpt);
     for (int64_t done = 0; done < c->batch; done += c->micro_batch) {
         Status status = trainer_load_batch(t);

@@ -79,7 +79,7 @@ enum { FORWARD, GRAD_INPUT, GRAD_WEIGHT, DIRECTIONS };
 static void run_linear(Backend *be, const Linear *l, int direction) {
     if (direction == FORWARD) op_linear(be, l->out, l->x, l->w, tensor_none(), tensor_none());
     if (direction == GRAD_INPUT) op_linear_grad_input(be, l->x, l->out, l->w);
-    if (direction == GRAD_WEIGHT) op_linear_grad_weight(be, l->dw, tensor_none(), l->out, l->x);
+    if (direction == GRAD_WEIGHT) op_linear_grad_weight(be, l->dw, tensor_none(), l->out, l->x, GRADIENT_SET);
 }
 
 /* Mean seconds of a call, over a twentieth of a second. */

@@ -62,7 +62,7 @@ static double lap(Session *s, double *mark) {
 static Status accumulate_gradients(Session *s, StepSeconds *seconds, double *mark) {
     Trainer *t = &s->trainer;
     const TrainConfig *c = &t->config.train;
-    gpt_zero_gradients(&t->gpt);
+    gpt_start_gradients(&t->gpt);
     gpt_reset_statistics(&t->gpt);
     for (int64_t done = 0; done < c->batch; done += c->micro_batch) {
         Status status = trainer_load_batch(t);

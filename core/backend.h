@@ -30,6 +30,8 @@ typedef struct Backend Backend;
     X(LINEAR, linear)                                                                                                  \
     X(LINEAR_GRAD_INPUT, linear_grad_input)                                                                            \
     X(LINEAR_GRAD_WEIGHT, linear_grad_weight)                                                                          \
+    X(LINEAR_GELU, linear_gelu)                                                                                        \
+    X(LINEAR_GELU_GRAD, linear_gelu_grad)                                                                              \
     X(LAYERNORM, layernorm)                                                                                            \
     X(LAYERNORM_GRAD, layernorm_grad)                                                                                  \
     X(RMSNORM, rmsnorm)                                                                                                \
@@ -68,6 +70,9 @@ typedef struct {
     float alpha; /* of a·b */
     float beta;  /* of the addend */
 } MatmulScale;
+
+/* Whether a gradient replaces what its tensor holds or is added to it. */
+typedef enum { GRADIENT_SET, GRADIENT_ADD } GradientMode;
 
 typedef struct {
     float scale;   /* of q·k, normally 1/sqrt(head size) */
@@ -112,7 +117,9 @@ typedef struct {
     void (*matmul_symmetric)(Backend *, Tensor out, Tensor a, Tensor addend, MatmulScale);
     void (*linear)(Backend *, Tensor out, Tensor x, Tensor w, Tensor bias, Tensor addend);
     void (*linear_grad_input)(Backend *, Tensor dx, Tensor dout, Tensor w);
-    void (*linear_grad_weight)(Backend *, Tensor dw, Tensor dbias, Tensor dout, Tensor x);
+    void (*linear_grad_weight)(Backend *, Tensor dw, Tensor dbias, Tensor dout, Tensor x, GradientMode);
+    void (*linear_gelu)(Backend *, Tensor out, Tensor pre, Tensor x, Tensor w, Tensor bias);
+    void (*linear_gelu_grad)(Backend *, Tensor dpre, Tensor dout, Tensor w, Tensor pre);
     void (*layernorm)(Backend *, Tensor out, Tensor mean, Tensor rstd, Tensor x, Tensor w, Tensor bias, float eps);
     void (*layernorm_grad)(Backend *, Tensor dx, Tensor dw, Tensor dbias, Tensor dout, Tensor x, Tensor mean,
                            Tensor rstd, Tensor w);

@@ -276,7 +276,7 @@ void op_linear_grad_input(Backend *be, Tensor dx, Tensor dout, Tensor w) {
     op_end(&c);
 }
 
-void op_linear_grad_weight(Backend *be, Tensor dw, Tensor dbias, Tensor dout, Tensor x) {
+void op_linear_grad_weight(Backend *be, Tensor dw, Tensor dbias, Tensor dout, Tensor x, GradientMode mode) {
     OpCall c = op_begin(be, OP_LINEAR_GRAD_WEIGHT);
     op_arg(&c, "dw", dw, F32 | OUTPUT, "OI");
     op_arg(&c, "dbias", dbias, F32 | OPTIONAL | OUTPUT, "O");
@@ -286,9 +286,44 @@ void op_linear_grad_weight(Backend *be, Tensor dw, Tensor dbias, Tensor dout, Te
             "this backend has no linear_grad_weight slot to sum it");
     if (!op_start(&c)) return;
     if (be->ops.linear_grad_weight)
-        be->ops.linear_grad_weight(be, dw, dbias, dout, x);
+        be->ops.linear_grad_weight(be, dw, dbias, dout, x, mode);
     else
-        be->ops.matmul(be, dw, tensor_transpose(dout), x, dw, product_added);
+        be->ops.matmul(be, dw, tensor_transpose(dout), x, dw, mode == GRADIENT_ADD ? product_added : product);
+    op_end(&c);
+}
+
+void op_linear_gelu(Backend *be, Tensor out, Tensor pre, Tensor x, Tensor w, Tensor bias) {
+    OpCall c = op_begin(be, OP_LINEAR_GELU);
+    op_arg(&c, "out", out, T | OUTPUT, "NO");
+    op_arg(&c, "pre", pre, T | OUTPUT, "NO");
+    op_arg(&c, "x", x, T, "NI");
+    op_arg(&c, "w", w, T | STRIDED, "OI");
+    op_arg(&c, "bias", bias, F32 | OPTIONAL, "O");
+    require(&c, out.data != pre.data, "pre", pre, "it may not be out");
+    if (!be->ops.linear_gelu) {
+        op_linear(be, pre, x, w, bias, tensor_none());
+        op_gelu(be, out, pre);
+        return;
+    }
+    if (!op_start(&c)) return;
+    be->ops.linear_gelu(be, out, pre, x, w, bias);
+    op_end(&c);
+}
+
+void op_linear_gelu_grad(Backend *be, Tensor dpre, Tensor dout, Tensor w, Tensor pre) {
+    OpCall c = op_begin(be, OP_LINEAR_GELU_GRAD);
+    op_arg(&c, "dpre", dpre, T | OUTPUT, "NI");
+    op_arg(&c, "dout", dout, T, "NO");
+    op_arg(&c, "w", w, T | STRIDED, "OI");
+    op_arg(&c, "pre", pre, T, "NI");
+    require(&c, dpre.data != pre.data, "dpre", dpre, "it may not be pre");
+    if (!be->ops.linear_gelu_grad) {
+        op_linear_grad_input(be, dpre, dout, w);
+        op_gelu_grad(be, dpre, dpre, pre);
+        return;
+    }
+    if (!op_start(&c)) return;
+    be->ops.linear_gelu_grad(be, dpre, dout, w, pre);
     op_end(&c);
 }
 

@@ -45,8 +45,18 @@ void op_linear(Backend *be, Tensor out, Tensor x, Tensor w, Tensor bias, Tensor 
 /* dx = dout w.   dout (N,O) T*, w (O,I) T*, dx (N,I) T*. */
 void op_linear_grad_input(Backend *be, Tensor dx, Tensor dout, Tensor w);
 
-/* dw += doutᵀ x, dbias += sum over N of dout.   dw (O,I) f32, [dbias] (O) f32, dout (N,O) T*, x (N,I) T*. */
-void op_linear_grad_weight(Backend *be, Tensor dw, Tensor dbias, Tensor dout, Tensor x);
+/* dw = or += doutᵀ x, dbias = or += sum over N of dout, as `mode` says.   dw (O,I) f32, [dbias] (O) f32, dout (N,O) T*,
+ * x (N,I) T*. A step's first gradient is set: that saves zeroing dw and reading it back. */
+void op_linear_grad_weight(Backend *be, Tensor dw, Tensor dbias, Tensor dout, Tensor x, GradientMode mode);
+
+/* pre = x wᵀ + bias, out = gelu(pre) with op_gelu's gelu: one op where the product's epilogue can do it. Whether gelu
+ * sees pre before or after its rounding to T* is the backend's choice.   x (N,I) T*, w (O,I) T* strided, [bias] (O)
+ * f32, pre, out (N,O) T*. */
+void op_linear_gelu(Backend *be, Tensor out, Tensor pre, Tensor x, Tensor w, Tensor bias);
+
+/* dpre = (dout w) gelu'(pre): the gradient of y = gelu(pre) wᵀ.   dout (N,O) T*, w (O,I) T* strided, pre, dpre (N,I)
+ * T*. */
+void op_linear_gelu_grad(Backend *be, Tensor dpre, Tensor dout, Tensor w, Tensor pre);
 
 /* ---- norms ------------------------------------------------------------------------------------------------------ */
 

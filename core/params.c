@@ -63,6 +63,15 @@ Tensor params_tensor(const ParamTable *table, Tensor storage, int param, int64_t
     return p->vector ? flat : tensor_as_2d(flat, p->rows, p->columns);
 }
 
+Tensor params_stack(const ParamTable *table, Tensor storage, int param) {
+    const Param *p = &table->params[param];
+    const int64_t size = p->rows * p->columns;
+    Tensor first = tensor_as_2d(tensor_slice(storage, 0, p->offset, size), 1, size);
+    first.shape[0] = p->count;
+    first.stride[0] = p->layer_stride;
+    return first;
+}
+
 Tensor params_weight(const ParamTable *table, int param, int64_t layer) {
     return params_tensor(table, table->params[param].vector ? table->master : table->work, param, layer);
 }

@@ -86,6 +86,8 @@ void params_layout(ParamTable *table, Arena *weights, Arena *gradients, DType co
 
 /* The tensor of one layer (0 for a global one): (rows, columns), or (rows) for a vector. */
 Tensor params_tensor(const ParamTable *table, Tensor storage, int param, int64_t layer);
+/* All layers' tensors of a Param, each as one row: (layers or 1, elements), strided. */
+Tensor params_stack(const ParamTable *table, Tensor storage, int param);
 /* What forward and backward read: vectors from master, matrices from the working copies. */
 Tensor params_weight(const ParamTable *table, int param, int64_t layer);
 

@@ -138,8 +138,10 @@ static void linear_grad_input(Backend *be, Tensor dx, Tensor dout, Tensor w) {
     multiply(be, &(Product){.out = dx, .a = dout, .b = w, .addend = tensor_none(), .bias = tensor_none(), .alpha = 1});
 }
 
-static void add_rows(Backend *be, Tensor sum, Tensor x) {
+/* sum = or += the sum of x's rows. */
+static void sum_rows(Backend *be, Tensor sum, Tensor x, GradientMode mode) {
     int64_t N = x.shape[0], O = x.shape[1];
+    if (mode == GRADIENT_SET) memset(sum.data, 0, (size_t)tensor_bytes(sum));
 #pragma omp parallel num_threads(be->threads)
     {
         int part = omp_get_thread_num();
@@ -155,11 +157,13 @@ static void add_rows(Backend *be, Tensor sum, Tensor x) {
 
 /* doutᵀ goes to the library as a view: its own packing of the transpose costs 5 to 20 % of a bf16 product and
  * nothing measurable in fp32 (docs/performance.md), about what a transposition in a pass of its own would cost. */
-static void linear_grad_weight(Backend *be, Tensor dw, Tensor dbias, Tensor dout, Tensor x) {
-    Product p = {.out = dw, .a = tensor_transpose(dout), .b = x, .addend = dw, .bias = tensor_none()};
-    p.alpha = p.beta = 1;
+static void linear_grad_weight(Backend *be, Tensor dw, Tensor dbias, Tensor dout, Tensor x, GradientMode mode) {
+    bool add = mode == GRADIENT_ADD;
+    Product p = {.out = dw, .a = tensor_transpose(dout), .b = x, .bias = tensor_none(), .alpha = 1};
+    p.addend = add ? dw : tensor_none();
+    p.beta = add ? 1 : 0;
     multiply(be, &p);
-    if (tensor_present(dbias)) add_rows(be, dbias, dout);
+    if (tensor_present(dbias)) sum_rows(be, dbias, dout, mode);
 }
 
 void cpu_fill_gemm_ops(BackendOps *ops) {

@@ -157,7 +157,7 @@ static void layout_activations(Gpt *g, Arena *arena) {
     g->datt = arena_take_2d(arena, t, N, g->H * g->D);
     g->dqkv = arena_take_3d(arena, t, N, g->H + 2 * g->K, g->D);
     g->dup = arena_take_2d(arena, t, N, g->config.mlp == MLP_SWIGLU ? 2 * g->F : g->F);
-    g->dact = arena_take_2d(arena, t, N, g->F);
+    if (g->config.mlp == MLP_SWIGLU) g->dact = arena_take_2d(arena, t, N, g->F);
     if (g->config.qk_norm) {
         g->dq_norm = arena_take_3d(arena, t, N, g->H, g->D);
         g->dk_norm = arena_take_3d(arena, t, N, g->K, g->D);
@@ -340,11 +340,13 @@ static void forward_attention(Gpt *g, LayerActivations *a, int64_t l) {
 static void forward_mlp(Gpt *g, LayerActivations *a, Tensor output, int64_t l) {
     Backend *be = g->be;
     norm(g, a->norm2, a->mean2, a->rstd2, a->middle, PARAM_NORM2, PARAM_NORM2_BIAS, l);
-    op_linear(be, a->up, a->norm2, weight(g, PARAM_UP, l), weight(g, PARAM_UP_BIAS, l), tensor_none());
-    if (g->config.mlp == MLP_SWIGLU)
+    Tensor w = weight(g, PARAM_UP, l), bias = weight(g, PARAM_UP_BIAS, l);
+    if (g->config.mlp == MLP_SWIGLU) {
+        op_linear(be, a->up, a->norm2, w, bias, tensor_none());
         op_swiglu(be, a->act, a->up);
-    else
-        op_gelu(be, a->act, a->up);
+    } else {
+        op_linear_gelu(be, a->act, a->up, a->norm2, w, bias);
+    }
     op_linear(be, output, a->act, weight(g, PARAM_DOWN, l), weight(g, PARAM_DOWN_BIAS, l), a->middle);
 }
 
@@ -393,7 +395,7 @@ void gpt_loss_and_gradient(Gpt *g, float loss_scale) {
         op_linear(be, c.logits, c.x, w, tensor_none(), tensor_none());
         op_cross_entropy_grad(be, c.losses, c.logits, c.targets, loss_scale); /* logits now hold their gradient */
         op_linear_grad_input(be, c.dx, c.logits, w);
-        op_linear_grad_weight(be, dw, tensor_none(), c.logits, c.x);
+        op_linear_grad_weight(be, dw, tensor_none(), c.logits, c.x, first == 0 ? g->gradient_mode : GRADIENT_ADD);
     }
     op_sum(be, g->loss_sum, g->losses);
 }
@@ -409,18 +411,25 @@ static void norm_backward(Gpt *g, Tensor x, Tensor mean, Tensor rstd, GptParam w
         op_rmsnorm_grad(g->be, g->dx, gradient(g, w, layer), g->branch, x, rstd, weight(g, w, layer));
 }
 
-/* dx = dout w, dw += doutᵀ x, dbias += sum dout. */
+/* dw = or += doutᵀ x, dbias = or += sum dout. */
+static void weight_backward(Gpt *g, Tensor dout, Tensor x, GptParam w, GptParam bias, int64_t layer) {
+    op_linear_grad_weight(g->be, gradient(g, w, layer), gradient(g, bias, layer), dout, x, g->gradient_mode);
+}
+
+/* The same, and dx = dout w. */
 static void linear_backward(Gpt *g, Tensor dx, Tensor dout, Tensor x, GptParam w, GptParam bias, int64_t layer) {
-    op_linear_grad_weight(g->be, gradient(g, w, layer), gradient(g, bias, layer), dout, x);
+    weight_backward(g, dout, x, w, bias, layer);
     op_linear_grad_input(g->be, dx, dout, weight(g, w, layer));
 }
 
 static void backward_mlp(Gpt *g, LayerActivations *a, int64_t l) {
-    linear_backward(g, g->dact, g->dx, a->act, PARAM_DOWN, PARAM_DOWN_BIAS, l);
-    if (g->config.mlp == MLP_SWIGLU)
+    weight_backward(g, g->dx, a->act, PARAM_DOWN, PARAM_DOWN_BIAS, l);
+    if (g->config.mlp == MLP_SWIGLU) {
+        op_linear_grad_input(g->be, g->dact, g->dx, weight(g, PARAM_DOWN, l));
         op_swiglu_grad(g->be, g->dup, g->dact, a->up);
-    else
-        op_gelu_grad(g->be, g->dup, g->dact, a->up);
+    } else {
+        op_linear_gelu_grad(g->be, g->dup, g->dx, weight(g, PARAM_DOWN, l), a->up);
+    }
     linear_backward(g, g->branch, g->dup, a->norm2, PARAM_UP, PARAM_UP_BIAS, l);
     norm_backward(g, a->middle, a->mean2, a->rstd2, PARAM_NORM2, PARAM_NORM2_BIAS, l);
 }
@@ -459,6 +468,7 @@ void gpt_backward(Gpt *g) {
         backward_attention(g, &g->layers[l], l);
     }
     op_embed_grad(g->be, gradient(g, PARAM_WTE, 0), gradient(g, PARAM_WPE, 0), g->dx, g->tokens);
+    g->gradient_mode = GRADIENT_ADD;
 }
 
 /* ---- the rest --------------------------------------------------------------------------------------------------- */
@@ -468,8 +478,33 @@ void gpt_set_batch(Gpt *g, const int32_t *tokens, const int32_t *targets) {
     if (targets) backend_from_host(g->be, g->targets, targets);
 }
 
-void gpt_zero_gradients(Gpt *g) {
-    op_fill(g->be, g->params.grad, 0);
+/* Linear layers set their gradients; what norms and embeddings add to starts from zero. A tied embedding's gradient is
+ * the head's first. */
+static bool starts_from_zero(const Gpt *g, GptParam id) {
+    switch (id) {
+    case PARAM_WTE:
+        return !g->config.tie_embeddings;
+    case PARAM_WPE:
+    case PARAM_NORM1:
+    case PARAM_NORM1_BIAS:
+    case PARAM_Q_NORM:
+    case PARAM_K_NORM:
+    case PARAM_NORM2:
+    case PARAM_NORM2_BIAS:
+    case PARAM_NORMF:
+    case PARAM_NORMF_BIAS:
+        return true;
+    default:
+        return false;
+    }
+}
+
+void gpt_start_gradients(Gpt *g) {
+    for (int id = 0; id < GPT_PARAM_COUNT; id++) {
+        if (g->index[id] < 0 || !starts_from_zero(g, (GptParam)id)) continue;
+        op_fill(g->be, params_stack(&g->params, g->params.grad, g->index[id]), 0);
+    }
+    g->gradient_mode = GRADIENT_SET;
 }
 
 void gpt_reset_statistics(Gpt *g) {

@@ -56,6 +56,7 @@ typedef struct {
     int64_t B, T, N, C, H, K, D, F, V, L;
     ParamTable params;
     int index[GPT_PARAM_COUNT]; /* place in params; -1: this model has none */
+    GradientMode gradient_mode; /* of the matrices, in the next backward pass */
 
     Arena weights, gradients, activations;
     LayerActivations *layers;     /* L of them, on the host */
@@ -69,7 +70,8 @@ typedef struct {
     Tensor max_logit, max_abs;    /* (L,H) f32: running maxima since gpt_reset_statistics */
     Tensor branch;                /* (N,C): backward: the gradient of a norm's output */
     Tensor dx;                    /* (N,C): gradient of the residual stream */
-    Tensor dqkv, datt, dup, dact; /* backward temporaries, shapes as in LayerActivations */
+    Tensor dqkv, datt, dup;       /* backward temporaries, shapes as in LayerActivations */
+    Tensor dact;                  /* swiglu only */
     Tensor dq_norm, dk_norm;      /* qk_norm only */
 } Gpt;
 
@@ -87,7 +89,8 @@ Status gpt_init_weights(Gpt *gpt, int64_t seed);
 /* tokens, targets: B*T int32 on the host; targets may be NULL when no loss is wanted. */
 void gpt_set_batch(Gpt *gpt, const int32_t *tokens, const int32_t *targets);
 
-void gpt_zero_gradients(Gpt *gpt);
+/* The next backward pass is the first of a step: it sets the gradients, the ones after it add to them. */
+void gpt_start_gradients(Gpt *gpt);
 void gpt_reset_statistics(Gpt *gpt); /* loss_sum = 0; max_logit, max_abs = -infinity: no logit seen */
 
 void gpt_forward(Gpt *gpt);

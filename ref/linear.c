@@ -41,17 +41,18 @@ static void ref_linear_grad_input(Backend *be, Tensor dx, Tensor dout, Tensor w)
         }
 }
 
-static void ref_linear_grad_weight(Backend *be, Tensor dw, Tensor dbias, Tensor dout, Tensor x) {
+static void ref_linear_grad_weight(Backend *be, Tensor dw, Tensor dbias, Tensor dout, Tensor x, GradientMode mode) {
     (void)be;
+    bool add = mode == GRADIENT_ADD;
     for (int64_t o = 0; o < dw.shape[0]; o++) {
         for (int64_t i = 0; i < dw.shape[1]; i++) {
             double sum = 0;
             for (int64_t n = 0; n < x.shape[0]; n++) sum += get2(dout, n, o) * get2(x, n, i);
-            add2(dw, o, i, sum);
+            set2(dw, o, i, (add ? get2(dw, o, i) : 0) + sum);
         }
         double sum = 0;
         for (int64_t n = 0; n < x.shape[0]; n++) sum += get2(dout, n, o);
-        if (tensor_present(dbias)) add1(dbias, o, sum);
+        if (tensor_present(dbias)) set1(dbias, o, (add ? get1(dbias, o) : 0) + sum);
     }
 }
 

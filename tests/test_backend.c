@@ -254,7 +254,7 @@ static void empty_linear_slots_fall_back_to_matmul(void **state) {
         dw[i] = test_random(both[i], DTYPE_F32, shape2(4, 5), 4);
         op_linear(both[i], out[i], x, w, tensor_none(), out[i]);
         op_linear_grad_input(both[i], dx[i], out[i], w);
-        op_linear_grad_weight(both[i], dw[i], tensor_none(), out[i], x);
+        op_linear_grad_weight(both[i], dw[i], tensor_none(), out[i], x, GRADIENT_ADD);
     }
     assert_tensors_close("linear", &bare, out[1], &be, out[0], exact);
     assert_tensors_close("linear_grad_input", &bare, dx[1], &be, dx[0], exact);

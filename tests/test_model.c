@@ -141,7 +141,7 @@ static void set_golden_batch(Gpt *g, int64_t step, int64_t first_row) {
 /* Loss of one batch, its gradients in g->params.grad. */
 static double forward_backward(Gpt *g, int64_t step) {
     float loss;
-    gpt_zero_gradients(g);
+    gpt_start_gradients(g);
     gpt_reset_statistics(g);
     set_golden_batch(g, step, 0);
     gpt_forward(g);
@@ -269,7 +269,7 @@ static void micro_batches_accumulate_to_the_gradient_of_the_batch(void **state) 
     assert_ok(gpt_plan(&part, &c.model, 1, &be));
     assert_ok(gpt_allocate(&part));
     set_golden_weights(&part);
-    gpt_zero_gradients(&part);
+    gpt_start_gradients(&part);
     gpt_reset_statistics(&part);
     for (int64_t row = 0; row < 2; row++) {
         set_golden_batch(&part, 0, row);
@@ -283,6 +283,30 @@ static void micro_batches_accumulate_to_the_gradient_of_the_batch(void **state) 
     gpt_free(&part);
     gpt_free(&whole);
     test_close(&be);
+}
+
+/* Every parameter's gradient is set or starts from zero: what is left of an earlier step, NaN or not, is gone. */
+static void check_fresh_gradients(Case c) {
+    Backend be;
+    Gpt g;
+    test_open(&be, "ref", "fp32");
+    open_model(&g, &be, &c.model, BATCH);
+    set_golden_weights(&g);
+    forward_backward(&g, 0);
+    double *first = test_read(&be, g.params.grad);
+    for (int i = 0; i < g.params.param_count; i++) op_fill(&be, params_stack(&g.params, g.params.grad, i), NAN);
+    forward_backward(&g, 0);
+    const double *second = test_read(&be, g.params.grad);
+    assert_close("gradients", second, first, g.params.elements, (Tolerance){0});
+    gpt_free(&g);
+    test_close(&be);
+}
+
+static void a_step_forgets_the_gradients_of_the_one_before(void **state) {
+    (void)state;
+    check_fresh_gradients(gpt2_case());
+    check_fresh_gradients(llama_case());
+    check_fresh_gradients(mixed_case());
 }
 
 /* Layer 0 reads the embeddings, which QK-Clip does not touch: its input is fixed, so its new maxima are known exactly.
@@ -386,6 +410,7 @@ int main(void) {
         cmocka_unit_test(qk_norm_softcap_and_biases_equal_pytorch),
         cmocka_unit_test(ten_adamw_steps_follow_pytorchs_curve),
         cmocka_unit_test(ten_muon_steps_follow_pytorchs_curve),
+        cmocka_unit_test(a_step_forgets_the_gradients_of_the_one_before),
         cmocka_unit_test(micro_batches_accumulate_to_the_gradient_of_the_batch),
         cmocka_unit_test(qk_clip_brings_each_clipped_head_to_tau_and_moves_no_other),
         cmocka_unit_test(a_batch_is_learned_by_heart),

@@ -243,13 +243,32 @@ static void run_linear_grad(Side *s, const Trial *t) {
     Tensor dw = output(s, test_random(&s->be, DTYPE_F32, shape2(t->o, t->i), 5));
     Tensor dbias = t->optional ? output(s, test_random(&s->be, DTYPE_F32, shape1(t->o), 6)) : tensor_none();
     op_linear_grad_input(&s->be, dx, dout, w);
-    op_linear_grad_weight(&s->be, dw, dbias, dout, x);
+    op_linear_grad_weight(&s->be, dw, dbias, dout, x, t->variant ? GRADIENT_SET : GRADIENT_ADD);
+}
+
+static void run_linear_gelu(Side *s, const Trial *t) {
+    Tensor x = poisoned(s, t, test_random(&s->be, t->dtype, shape2(t->n, t->i), 1));
+    Tensor w = input(s, t, t->dtype, shape2(t->o, t->i), 2);
+    Tensor bias = t->optional ? test_random(&s->be, DTYPE_F32, shape1(t->o), 3) : tensor_none();
+    Tensor out = output(s, test_random(&s->be, t->dtype, shape2(t->n, t->o), 4));
+    Tensor pre = output(s, test_random(&s->be, t->dtype, shape2(t->n, t->o), 5));
+    op_linear_gelu(&s->be, out, pre, x, w, bias);
+}
+
+static void run_linear_gelu_grad(Side *s, const Trial *t) {
+    Tensor dout = poisoned(s, t, test_random(&s->be, t->dtype, shape2(t->n, t->o), 1));
+    Tensor w = input(s, t, t->dtype, shape2(t->o, t->i), 2);
+    Tensor pre = test_random(&s->be, t->dtype, shape2(t->n, t->i), 3);
+    Tensor dpre = output(s, test_random(&s->be, t->dtype, shape2(t->n, t->i), 4));
+    op_linear_gelu_grad(&s->be, dpre, dout, w, pre);
 }
 
 static void linear_matches_ref(void **state) {
     (void)state;
     compare_matrices("linear", run_linear, 3);
-    compare_matrices("linear_grad", run_linear_grad, 1);
+    compare_matrices("linear_grad", run_linear_grad, 2);
+    compare_matrices("linear_gelu", run_linear_gelu, 1);
+    compare_matrices("linear_gelu_grad", run_linear_gelu_grad, 1);
 }
 
 /* ---- norms ------------------------------------------------------------------------------------------------------ */

@@ -97,7 +97,7 @@ static void check_linear(bool with_bias) {
     if (with_bias) add_input(c, 2, shape1(3));
     add_output(c, shape2(5, 3));
     op_linear_grad_input(&c->be, c->grad[0], c->r, c->in[1]);
-    op_linear_grad_weight(&c->be, c->grad[1], c->grad[2], c->r, c->in[0]);
+    op_linear_grad_weight(&c->be, c->grad[1], c->grad[2], c->r, c->in[0], GRADIENT_ADD);
     check(c, "linear dx", 0, ASSIGNED);
     check(c, "linear dw", 1, ACCUMULATED);
     if (with_bias) check(c, "linear dbias", 2, ACCUMULATED);
