@@ -455,8 +455,9 @@ void op_attention(Backend *be, Tensor out, Tensor lse, Tensor max_logit, Tensor 
     OpCall c = op_begin(be, OP_ATTENTION);
     op_arg(&c, "out", out, T | STRIDED | OUTPUT, "BTHE");
     op_arg(&c, "lse", lse, F32 | OUTPUT, "BHT");
-    op_arg(&c, "max_logit", max_logit, F32 | OUTPUT, "H");
-    op_arg(&c, "max_abs", max_abs, F32 | OUTPUT, "H");
+    op_arg(&c, "max_logit", max_logit, F32 | OPTIONAL | OUTPUT, "H");
+    op_arg(&c, "max_abs", max_abs, F32 | OPTIONAL | OUTPUT, "H");
+    require(&c, tensor_present(max_logit) == tensor_present(max_abs), "max_abs", max_abs, "it comes with max_logit");
     op_arg(&c, "q", q, T | STRIDED, "BTHD");
     op_arg(&c, "k", k, T | STRIDED, "BTKD");
     op_arg(&c, "v", v, T | STRIDED, "BTKE");

@@ -108,7 +108,8 @@ void op_rope_grad(Backend *be, Tensor dx, Tensor table);
  *      max_abs[h] = max(max_abs[h], max_ij |s_ij|)            a NaN logit makes both NaN, and they stay NaN
  *
  * q (B,T,H,D), k (B,T,K,D), v (B,T,K,E), out (B,T,H,E): T*, strided; query head h reads key head h / (H/K).
- * lse (B,H,T) f32; max_logit, max_abs (H) f32. Never stores T x T for more than a tile per thread. */
+ * lse (B,H,T) f32; [max_logit], [max_abs] (H) f32, both or neither. Never stores T x T for more than a tile per thread.
+ */
 void op_attention(Backend *be, Tensor out, Tensor lse, Tensor max_logit, Tensor max_abs, Tensor q, Tensor k, Tensor v,
                   AttentionParams p);
 

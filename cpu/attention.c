@@ -401,9 +401,8 @@ static void hide(LogitRow row, float value) {
         row.s[c] = c < row.visible ? row.s[c] : value;
 }
 
-/* The products become logits. The largest, and the head's maxima brought up to date. */
-static float row_maximum(LogitRow row, float scale, HeadMax *head) {
-    hide(row, row.s[0]); /* it is among the visible ones already: neither maximum notices */
+/* The products become logits; the maxima of these, and of their magnitudes if somebody watches. */
+INLINE HeadMax scan_row(LogitRow row, float scale, bool watched) {
     int32_t logit = INT32_MIN, magnitude = 0;
 #pragma omp simd reduction(max : logit, magnitude)
     for (int64_t c = 0; c < row.width; c++) {
@@ -411,11 +410,19 @@ static float row_maximum(LogitRow row, float scale, HeadMax *head) {
         int32_t ordered = order_from_float(s), positive = (int32_t)bits_from_float(s) & INT32_MAX;
         row.s[c] = s;
         logit = ordered > logit ? ordered : logit;
-        magnitude = positive > magnitude ? positive : magnitude;
+        if (watched) magnitude = positive > magnitude ? positive : magnitude;
     }
-    head->logit = logit > head->logit ? logit : head->logit;
-    head->magnitude = magnitude > head->magnitude ? magnitude : head->magnitude;
-    return float_from_order(logit);
+    return (HeadMax){logit, magnitude};
+}
+
+/* The largest logit of the row; brings the head's maxima up to date. head NULL: nobody watches. */
+static float row_maximum(LogitRow row, float scale, HeadMax *head) {
+    hide(row, row.s[0]); /* it is among the visible ones already: neither maximum notices */
+    if (!head) return float_from_order(scan_row(row, scale, false).logit);
+    HeadMax max = scan_row(row, scale, true);
+    head->logit = max.logit > head->logit ? max.logit : head->logit;
+    head->magnitude = max.magnitude > head->magnitude ? max.magnitude : head->magnitude;
+    return float_from_order(max.logit);
 }
 
 /* s = cap(scale s) */
@@ -496,8 +503,8 @@ static void finish_queries(const Attention *a, Workspace *w, int64_t b, int64_t 
     }
 }
 
-static HeadMax attend_head(const Attention *a, Workspace *w, int64_t b, int64_t head) {
-    HeadMax maxima = {.logit = INT32_MIN};
+static void attend_head(const Attention *a, Workspace *w, int64_t b, int64_t head, HeadMax *maxima) {
+    if (maxima) *maxima = (HeadMax){.logit = INT32_MIN};
     for (int64_t i0 = 0; i0 < a->T; i0 += QUERY_TILE) {
         int64_t rows = min64(QUERY_TILE, a->T - i0);
         unpack_rows(a->depth, w->q_rows, a->extent.key_columns, rows_of(a->q, b, i0, rows, head));
@@ -507,18 +514,18 @@ static HeadMax attend_head(const Attention *a, Workspace *w, int64_t b, int64_t 
         for (int64_t j0 = 0; j0 < i0 + rows; j0 += KEY_TILE)
             for (int64_t r = 0; r < rows; r += TILE_ROWS) {
                 if (j0 == 0) prefetch_next_head(a, b, i0 + r, head);
-                attend_block(a, w, (Meeting){i0, rows, j0}, r, &maxima);
+                attend_block(a, w, (Meeting){i0, rows, j0}, r, maxima);
             }
         finish_queries(a, w, b, head, i0, rows);
     }
-    return maxima;
 }
 
 static void attend_group(const Attention *a, Workspace *w, int64_t b, int64_t kv, HeadMax *maxima) {
     unpack_transposed(a->depth, w->k_transposed, w->q_rows, a->extent.key_columns, rows_of(a->k, b, 0, a->T, kv));
     unpack_pairs(a->depth, w->v_pairs, a->extent.value_columns, rows_of(a->v, b, 0, a->T, kv));
     int64_t group = a->H / a->K;
-    for (int64_t h = kv * group; h < (kv + 1) * group; h++) maxima[b * a->H + h] = attend_head(a, w, b, h);
+    for (int64_t h = kv * group; h < (kv + 1) * group; h++)
+        attend_head(a, w, b, h, maxima ? &maxima[b * a->H + h] : NULL);
 }
 
 /* The larger of two, NaN if one is NaN. */
@@ -547,7 +554,7 @@ static float *thread_workspaces(const Backend *be, const Attention *a, int64_t f
 void cpu_attention(Backend *be, Tensor out, Tensor lse, Tensor max_logit, Tensor max_abs, Tensor q, Tensor k, Tensor v,
                    AttentionParams params) {
     Attention a = attention_of(q, k, v, out, lse, params);
-    HeadMax *maxima = be->scratch;
+    HeadMax *maxima = tensor_present(max_logit) ? be->scratch : NULL;
     int64_t floats = forward_workspace(NULL, a.extent, a.depth).used;
     float *workspaces = thread_workspaces(be, &a, floats);
 #pragma omp parallel for num_threads(be->threads) schedule(static)
@@ -555,7 +562,7 @@ void cpu_attention(Backend *be, Tensor out, Tensor lse, Tensor max_logit, Tensor
         Workspace w = forward_workspace(workspaces + omp_get_thread_num() * floats, a.extent, a.depth);
         attend_group(&a, &w, item / a.K, item % a.K, maxima);
     }
-    merge_maxima(&a, maxima, max_logit.data, max_abs.data);
+    if (maxima) merge_maxima(&a, maxima, max_logit.data, max_abs.data);
 }
 
 /* ---- backward --------------------------------------------------------------------------------------------------- */

@@ -95,15 +95,17 @@ static void ref_attention(Backend *be, Tensor out, Tensor lse, Tensor max_logit,
                           Tensor v, AttentionParams p) {
     if (!fits(be, "attention", q, k, v)) return;
     int64_t H = q.shape[2], group = H / k.shape[2];
+    const bool watched = tensor_present(max_logit);
     for (int64_t b = 0; b < q.shape[0]; b++)
         for (int64_t h = 0; h < H; h++) {
             Tensor qh = head_of(q, b, h), kh = head_of(k, b, h / group), vh = head_of(v, b, h / group);
-            double largest = get1(max_logit, h), largest_abs = get1(max_abs, h);
+            double largest = watched ? get1(max_logit, h) : 0, largest_abs = watched ? get1(max_abs, h) : 0;
             for (int64_t i = 0; i < q.shape[1]; i++) {
                 double row = row_lse(qh, kh, i, p, &largest, &largest_abs);
                 row_out(head_of(out, b, h), qh, kh, vh, i, row, p);
                 set3(lse, b, h, i, row);
             }
+            if (!watched) continue;
             set1(max_logit, h, largest);
             set1(max_abs, h, largest_abs);
         }
