@@ -9,6 +9,16 @@
  * Everything is batched over layers and heads, and ping-pongs between two buffers of X. In bf16 mode X, A and B are
  * rounded to bf16 after each product, as in the reference implementation; products accumulate in fp32. Coefficients
  * that would not survive that run in fp32.
+ *
+ * Gram form. Iteration i is X <- P_i X with P_i = a I + B a polynomial in A, so that all of it happens among small
+ * matrices, and X is read twice instead of twice an iteration:
+ *
+ *      A = X Xᵀ,  Q = I;   Q <- P Q,  A <- P A P  for each iteration;   X <- Q X
+ *
+ * In A a singular value s is s², and rounding that puts a small s² off, or below zero, grows with the factor a² of each
+ * iteration. So X and A are made anew before the growth reaches GROWTH_MAX. In fp32 this pays where the small side is
+ * small enough (orthogonalizer_prefers_gram). bf16 keeps the plain form: Q has gains from a^5 = 485 down to 1 side by
+ * side, which its 8 bits cannot hold, and in fp32 the small products would cost what is saved.
  */
 #include "optim/orthogonalize.h"
 
@@ -129,6 +139,39 @@ static bool survives_bf16(const Orthogonalizer *o) {
     return end < 1.5;
 }
 
+/* ---- plain or Gram form ----------------------------------------------------------------------------------------- */
+
+static const double GROWTH_MAX = 1e3; /* times fp32's 6e-8: A's smallest eigenvalues are off by 6e-5 at the end */
+
+/* The end of the Gram form's segment that begins with iteration `first`. The last iteration needs no further A. */
+static int segment_end(const Orthogonalizer *o, int first) {
+    double growth = 1;
+    int end = first + 1;
+    while (end < o->iterations) {
+        double a = triple_of(o, end - 1)[0];
+        growth *= a * a;
+        if (growth > GROWTH_MAX) break;
+        end++;
+    }
+    return end;
+}
+
+/* Multiply-adds of a segment, with k = min(n,m) and l the larger: A k²l / 2 and Q X k²l; and k³ times 1/2 for each B, 2
+ * for each new A, 1 for each Q but the first. */
+static double segment_cost(int iterations, double k, double l) {
+    return 1.5 * k * k * l + k * k * k * (0.5 * iterations + 3.0 * (iterations - 1));
+}
+
+bool orthogonalizer_prefers_gram(const Orthogonalizer *o, int64_t rows, int64_t columns) {
+    if (o->kind == ORTHOGONALIZE_SVD || o->dtype != DTYPE_F32) return false;
+    double k = (double)(rows < columns ? rows : columns), l = (double)(rows < columns ? columns : rows), gram = 0;
+    for (int first = 0, end; first < o->iterations; first = end) {
+        end = segment_end(o, first);
+        gram += segment_cost(end - first, k, l);
+    }
+    return gram < o->iterations * segment_cost(1, k, l); /* the plain form: segments of one iteration */
+}
+
 /* ---- setting up ------------------------------------------------------------------------------------------------- */
 
 Status orthogonalizer_plan(Orthogonalizer *o, const MuonConfig *config, Backend *be) {
@@ -153,31 +196,87 @@ OrthogonalizeBuffers orthogonalizer_layout(const Orthogonalizer *o, Arena *scrat
     if (o->kind == ORTHOGONALIZE_SVD) return (OrthogonalizeBuffers){.x = arena_take(scratch, o->dtype, 4, shape)};
     int64_t small = shape[2] < shape[3] ? shape[2] : shape[3];
     int64_t square[4] = {shape[0], shape[1], small, small};
-    return (OrthogonalizeBuffers){.x = arena_take(scratch, o->dtype, 4, shape),
-                                  .next = arena_take(scratch, o->dtype, 4, shape),
-                                  .gram = arena_take(scratch, o->dtype, 4, square),
-                                  .poly = arena_take(scratch, o->dtype, 4, square)};
+    OrthogonalizeBuffers w = {.x = arena_take(scratch, o->dtype, 4, shape),
+                              .next = arena_take(scratch, o->dtype, 4, shape),
+                              .gram = arena_take(scratch, o->dtype, 4, square),
+                              .poly = arena_take(scratch, o->dtype, 4, square)};
+    if (orthogonalizer_prefers_gram(o, shape[2], shape[3])) {
+        w.factor = arena_take(scratch, o->dtype, 4, square);
+        w.next_factor = arena_take(scratch, o->dtype, 4, square);
+    }
+    return w;
 }
 
 /* ---- Newton-Schulz ---------------------------------------------------------------------------------------------- */
 
+static void swap(Tensor *a, Tensor *b) {
+    Tensor previous = *a;
+    *a = *b;
+    *b = previous;
+}
+
+static void gram_of(Backend *be, Tensor A, Tensor X) {
+    bool tall = X.shape[2] > X.shape[3];
+    op_matmul_symmetric(be, A, tall ? tensor_transpose(X) : X, tensor_none(), (MatmulScale){.alpha = 1});
+}
+
 /* One iteration: writes the next X. */
 static void newton_schulz_step(Backend *be, const OrthogonalizeBuffers *w, const double *abc) {
     const float a = (float)abc[0], b = (float)abc[1], c = (float)abc[2];
-    Tensor X = w->x, Xt = tensor_transpose(X), A = w->gram, B = w->poly;
+    Tensor X = w->x, A = w->gram, B = w->poly;
     bool tall = X.shape[2] > X.shape[3];
-    op_matmul_symmetric(be, A, tall ? Xt : X, tensor_none(), (MatmulScale){.alpha = 1});
+    gram_of(be, A, X);
     op_matmul_symmetric(be, B, A, A, (MatmulScale){.alpha = c, .beta = b}); /* A is symmetric: A² = A Aᵀ */
     op_matmul(be, w->next, tall ? X : B, tall ? B : X, X, (MatmulScale){.alpha = 1, .beta = a});
 }
 
+/* Q = a I + B: w = keep w - step update, with w = I. */
+static void first_factor(Backend *be, Tensor Q, Tensor B, float a) {
+    Tensor diagonal = Q;
+    diagonal.stride[2] += Q.stride[3];
+    diagonal.shape[3] = 1;
+    op_fill(be, Q, 0);
+    op_fill(be, diagonal, 1);
+    op_apply_update(be, Q, tensor_none(), B, a, -1);
+}
+
+/* Iterations first .. end - 1 as one product of X. Writes the next X. */
+static void gram_segment(const Orthogonalizer *o, OrthogonalizeBuffers *w, int first, int end) {
+    Backend *be = o->be;
+    Tensor A = w->gram, B = w->poly;
+    gram_of(be, A, w->x);
+    for (int i = first; i < end; i++) {
+        const double *abc = triple_of(o, i);
+        const float a = (float)abc[0];
+        const MatmulScale add_a = {.alpha = 1, .beta = a};
+        op_matmul_symmetric(be, B, A, A, (MatmulScale){.alpha = (float)abc[2], .beta = (float)abc[1]});
+        if (i + 1 < end) { /* A <- P A P; P A = B A + a A lies where Q goes next */
+            Tensor PA = w->next_factor;
+            op_matmul(be, PA, B, A, A, add_a);
+            op_matmul(be, A, PA, B, PA, add_a);
+        }
+        if (i == first) {
+            first_factor(be, w->factor, B, a);
+        } else {
+            op_matmul(be, w->next_factor, B, w->factor, w->factor, add_a);
+            swap(&w->factor, &w->next_factor);
+        }
+    }
+    Tensor X = w->x, Q = w->factor;
+    bool tall = X.shape[2] > X.shape[3]; /* Q is symmetric */
+    op_matmul(be, w->next, tall ? X : Q, tall ? Q : X, tensor_none(), (MatmulScale){.alpha = 1});
+}
+
 static Tensor newton_schulz(const Orthogonalizer *o, OrthogonalizeBuffers w) {
     op_normalize(o->be, w.x, w.x, 1e-7f); /* no singular value above 1: outside, the polynomials diverge */
-    for (int i = 0; i < o->iterations; i++) {
-        newton_schulz_step(o->be, &w, triple_of(o, i));
-        Tensor previous = w.x;
-        w.x = w.next;
-        w.next = previous;
+    bool gram = tensor_present(w.factor);
+    for (int i = 0, end; i < o->iterations; i = end) {
+        end = gram ? segment_end(o, i) : i + 1;
+        if (gram)
+            gram_segment(o, &w, i, end);
+        else
+            newton_schulz_step(o->be, &w, triple_of(o, i));
+        swap(&w.x, &w.next);
     }
     return w.x;
 }

@@ -23,8 +23,9 @@ const CoefficientSet *coefficient_set_find(const char *name); /* NULL: there is 
 
 /* What one pass over a batch of matrices works in. U goes into x; the rest is private to orthogonalize(). */
 typedef struct {
-    Tensor x, next;    /* (layers, heads or 1, n, m): the iterate, and the one after it */
-    Tensor gram, poly; /* (layers, heads or 1, min(n,m), min(n,m)): A = X Xᵀ and B = b A + c A² */
+    Tensor x, next;             /* (layers, heads or 1, n, m): the iterate, and the one after it */
+    Tensor gram, poly;          /* (layers, heads or 1, min(n,m), min(n,m)): A = X Xᵀ and B = b A + c A² */
+    Tensor factor, next_factor; /* Gram form only, of the same shape: Q and what it becomes */
 } OrthogonalizeBuffers;
 
 typedef struct {
@@ -42,6 +43,8 @@ Status orthogonalizer_plan(Orthogonalizer *o, const MuonConfig *config, Backend 
 /* Makes sure that matrices of this shape will fit. Between plan and allocate. */
 void orthogonalizer_admit(Orthogonalizer *o, int64_t rows, int64_t columns);
 int64_t orthogonalizer_host_bytes(const Orthogonalizer *o); /* 0 for Newton-Schulz */
+/* Whether matrices of this shape are iterated on as Gram matrices: where that takes less time; see orthogonalize.c. */
+bool orthogonalizer_prefers_gram(const Orthogonalizer *o, int64_t rows, int64_t columns);
 /* Of one (n, m) matrix. Newton-Schulz with k = min(n, m): 4 n m k + 2 k³ an iteration (A, B X, A²). An SVD costs about
  * 4 n m k + 8 k³ (Golub & Van Loan, figure 8.6.1) and the product U Vᵀ 2 n m k. */
 double orthogonalizer_flops(const Orthogonalizer *o, int64_t rows, int64_t columns);

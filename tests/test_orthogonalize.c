@@ -161,8 +161,10 @@ static void an_unknown_set_is_refused_with_the_names_of_all(void **state) {
 
 /* ---- Newton-Schulz ---------------------------------------------------------------------------------------------- */
 
-/* Wide, tall, square, a single row or column, and odd sizes around SIMD widths. */
-static const int64_t shapes[][2] = {{5, 5}, {12, 31}, {31, 12}, {1, 9}, {9, 1}, {1, 1}, {17, 33}, {32, 32}, {29, 7}};
+/* Wide, tall, square, a single row or column, odd sizes around SIMD widths, and some so long that the Gram form pays.
+ */
+static const int64_t shapes[][2] = {{5, 5},   {12, 31}, {31, 12}, {1, 9},   {9, 1},  {1, 1},
+                                    {17, 33}, {32, 32}, {29, 7},  {6, 150}, {150, 6}};
 enum { SHAPES = sizeof shapes / sizeof shapes[0] };
 
 typedef struct {
@@ -227,12 +229,13 @@ static void on_cpu_in_bf16_singular_values_land_in_the_interval_and_vectors_stay
 /* A rank-1 matrix is the hardest: its singular value is exactly 1, and rounding puts it above in half of the cases. */
 static void no_set_diverges_on_matrices_of_rank_one_in_bf16(void **state) {
     (void)state;
-    enum { N = 6, M = 10 };
+    enum { N = 6, M_MAX = 60 };
     Backend be;
     test_open(&be, "ref", "bf16");
     for (int i = 0; i < coefficient_set_count; i++)
         for (uint64_t seed = 0; seed < 20; seed++) {
-            double matrix[N * M], sigma[N];
+            int M = seed % 2 ? M_MAX : 10; /* those that run in fp32: in the Gram form and in the plain one */
+            double matrix[N * M_MAX], sigma[N];
             for (int r = 0; r < N; r++)
                 for (int c = 0; c < M; c++) matrix[r * M + c] = test_uniform(seed, r) * test_uniform(seed, N + c);
             MuonConfig config = config_of(coefficient_sets[i].name);
@@ -288,23 +291,47 @@ static void the_svd_gives_the_orthogonal_factor_itself(void **state) {
 }
 
 /* Directions without signal stay without: Newton-Schulz multiplies their rounding noise by its slope at 0. */
+static void check_missing_ranks(Backend *be, const MuonConfig *config, int64_t columns) {
+    Factors f = random_factors(12, columns, 3);
+    double matrix[12 * 90], got[12];
+    for (int i = 8; i < 12; i++) f.sigma[i] = 0;
+    compose(&f, f.sigma, matrix);
+    run_one(be, config, 12, columns, matrix);
+    singular_values(got, matrix, 12, columns);
+    for (int i = 0; i < 12; i++)
+        if (i < 8 ? got[i] < .6 || got[i] > 1.2 : got[i] > 1e-3)
+            fail_msg("(12,%lld): singular value %d is %g", (long long)columns, i, got[i]);
+    free_factors(&f);
+}
+
 static void missing_ranks_stay_missing(void **state) {
     (void)state;
     Backend be;
     test_open(&be, "ref", "fp32");
-    MuonConfig configs[] = {config_of("muon"), config_of("polar-express"), svd_config()};
-    for (size_t c = 0; c < 3; c++) {
-        Factors f = random_factors(12, 19, 3);
-        double matrix[12 * 19], got[12];
-        for (int i = 8; i < 12; i++) f.sigma[i] = 0;
-        compose(&f, f.sigma, matrix);
-        run_one(&be, &configs[c], 12, 19, matrix);
-        singular_values(got, matrix, 12, 19);
-        for (int i = 0; i < 12; i++)
-            if (i < 8 ? got[i] < .6 || got[i] > 1.2 : got[i] > 1e-3) fail_msg("singular value %d is %g", i, got[i]);
-        free_factors(&f);
+    MuonConfig configs[] = {config_of("muon"), config_of("polar-express"), config_of("deepseek-v4"), svd_config()};
+    for (size_t c = 0; c < sizeof configs / sizeof configs[0]; c++) {
+        if (c != 2) check_missing_ranks(&be, &configs[c], 19); /* its ten plain iterations lift the noise to 1 */
+        check_missing_ranks(&be, &configs[c], 90);
     }
     test_close(&be);
+}
+
+static void the_gram_form_is_taken_in_fp32_where_it_is_cheaper(void **state) {
+    (void)state;
+    static const char *const precisions[] = {"fp32", "bf16"};
+    MuonConfig muon = config_of("muon"), svd = svd_config();
+    for (int p = 0; p < 2; p++) {
+        Backend be;
+        Orthogonalizer o;
+        test_open(&be, "ref", precisions[p]);
+        assert_ok(orthogonalizer_plan(&o, &muon, &be));
+        assert_false(orthogonalizer_prefers_gram(&o, 64, 64));
+        assert_int_equal(orthogonalizer_prefers_gram(&o, 64, 256), p == 0);
+        assert_int_equal(orthogonalizer_prefers_gram(&o, 256, 64), p == 0);
+        assert_ok(orthogonalizer_plan(&o, &svd, &be));
+        assert_false(orthogonalizer_prefers_gram(&o, 64, 256));
+        test_close(&be);
+    }
 }
 
 static void a_zero_matrix_gives_zero_and_one_that_is_not_finite_gives_nan(void **state) {
@@ -386,6 +413,7 @@ int main(void) {
         cmocka_unit_test(coefficients_that_would_diverge_in_bf16_run_in_fp32),
         cmocka_unit_test(the_svd_gives_the_orthogonal_factor_itself),
         cmocka_unit_test(missing_ranks_stay_missing),
+        cmocka_unit_test(the_gram_form_is_taken_in_fp32_where_it_is_cheaper),
         cmocka_unit_test(a_zero_matrix_gives_zero_and_one_that_is_not_finite_gives_nan),
         cmocka_unit_test(a_batch_gives_what_its_matrices_give_alone),
         cmocka_unit_test(given_triples_work_like_the_set_that_has_them),
