@@ -170,6 +170,8 @@ int main(int argc, char **argv) {
         return finish(command_prepare(&line));
     case COMMAND_INSPECT:
         return finish(command_inspect(&line));
+    case COMMAND_FIT_COEFFICIENTS:
+        return finish(command_fit_coefficients(&line));
     case COMMAND_HELP:
         command_help(stdout);
         return finish(status);

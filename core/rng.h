@@ -15,6 +15,7 @@ typedef enum {
     RNG_SYNTHETIC_TEXT = 4,
     RNG_SAMPLE = 5, /* generation */
     RNG_TEST = 6,
+    RNG_FIT = 7, /* matrices whose spectra coefficients are fitted to */
 } RngPurpose;
 
 uint64_t rng_u64(uint64_t seed, uint64_t purpose, uint64_t index);

@@ -24,6 +24,8 @@ static const CommandRow command_rows[] = {
     {"eval", COMMAND_EVAL, 1, 1, "eval RUN_DIR [key=value ...]", "loss over the whole validation set"},
     {"prepare", COMMAND_PREPARE, 2, 1 << 20, "prepare OUT_DIR FILE...", "text to byte-level token shards"},
     {"inspect", COMMAND_INSPECT, 1, 1, "inspect FILE|RUN_DIR", "what a token file, checkpoint or run holds"},
+    {"fit-coefficients", COMMAND_FIT_COEFFICIENTS, 0, 0, "fit-coefficients [--shapes 512x512,...] ...",
+     "fit Newton-Schulz coefficients to random spectra"},
     {"--help", COMMAND_HELP, 0, 0, "--help", "this text and every configuration key"},
     {"--version", COMMAND_VERSION, 0, 0, "--version", "version and what was built in"},
     {"--schema", COMMAND_SCHEMA, 0, 0, "--schema", "JSON Schema of the configuration, for editors"},
@@ -55,6 +57,16 @@ static const FlagRow flag_rows[] = {
      "share of the text kept for validation (0.1)"},
     {COMMAND_PREPARE, "--shard-tokens", FLAG_INTEGER, offsetof(CommandLine, shard_tokens), 1, 2147483647,
      "tokens of the largest shard (100000000)"},
+    {COMMAND_FIT_COEFFICIENTS, "--shapes", FLAG_TEXT, offsetof(CommandLine, fit_shapes), 0, 0,
+     "matrices that the spectra are of (1024x1024)"},
+    {COMMAND_FIT_COEFFICIENTS, "--iterations", FLAG_INTEGER, offsetof(CommandLine, fit_iterations), 1, 20,
+     "of Newton-Schulz, all with the same coefficients (5)"},
+    {COMMAND_FIT_COEFFICIENTS, "--samples", FLAG_INTEGER, offsetof(CommandLine, fit_samples), 1, 1000,
+     "matrices of each shape (2)"},
+    {COMMAND_FIT_COEFFICIENTS, "--steps", FLAG_INTEGER, offsetof(CommandLine, fit_steps), 1, 1e6,
+     "of the gradient descent (2000)"},
+    {COMMAND_FIT_COEFFICIENTS, "--seed", FLAG_INTEGER, offsetof(CommandLine, sample_seed), 0, 9e15,
+     "another seed, other matrices (1)"},
 };
 enum { FLAG_ROWS = sizeof flag_rows / sizeof flag_rows[0] };
 
@@ -95,7 +107,7 @@ static Status set_flag(CommandLine *line, const FlagRow *flag, const char *text)
 
 /* key=value: a dotted lower-case key before the first '='. Commands that take files do not take keys. */
 static bool is_override(Command command, const char *word) {
-    if (command == COMMAND_PREPARE || command == COMMAND_INSPECT) return false;
+    if (command == COMMAND_PREPARE || command == COMMAND_INSPECT || command == COMMAND_FIT_COEFFICIENTS) return false;
     size_t key = strspn(word, "abcdefghijklmnopqrstuvwxyz0123456789_.*");
     return key > 0 && word[key] == '=';
 }
@@ -134,7 +146,11 @@ Status command_line_parse(CommandLine *line, int argc, char **argv) {
                           .temperature = 0.8,
                           .sample_seed = 1,
                           .val_fraction = prepare.validation_fraction,
-                          .shard_tokens = prepare.shard_tokens};
+                          .shard_tokens = prepare.shard_tokens,
+                          .fit_shapes = "1024x1024",
+                          .fit_iterations = 5,
+                          .fit_samples = 2,
+                          .fit_steps = 2000};
 
     /* Overrides gather at the front of argv, plain arguments behind them: both lists point into argv. */
     char **files = calloc((size_t)argc, sizeof *files);

@@ -12,6 +12,7 @@ typedef enum {
     COMMAND_EVAL,
     COMMAND_PREPARE,
     COMMAND_INSPECT,
+    COMMAND_FIT_COEFFICIENTS,
     COMMAND_HELP,
     COMMAND_VERSION,
     COMMAND_SCHEMA,
@@ -32,11 +33,15 @@ typedef struct {
     int64_t length; /* tokens to generate */
     double temperature;
     int64_t top_k; /* 0: all */
-    int64_t sample_seed;
+    int64_t sample_seed; /* of fit-coefficients, too */
 
     /* prepare */
     double val_fraction;
     int64_t shard_tokens;
+
+    /* fit-coefficients */
+    const char *fit_shapes; /* "512x512,512x2048" */
+    int64_t fit_iterations, fit_samples, fit_steps;
 } CommandLine;
 
 /* Points into argv, which it reorders. STATUS_BAD_INPUT names the argument. */
@@ -49,5 +54,6 @@ Status command_sample(const CommandLine *line);
 Status command_eval(const CommandLine *line);
 Status command_prepare(const CommandLine *line);
 Status command_inspect(const CommandLine *line);
+Status command_fit_coefficients(const CommandLine *line);
 void command_help(FILE *out);
 void command_version(FILE *out);
