@@ -59,20 +59,20 @@ typedef struct {
     GradientMode gradient_mode; /* of the matrices, in the next backward pass */
 
     Arena weights, gradients, activations;
-    LayerActivations *layers;     /* L of them, on the host */
-    Tensor tokens, targets;       /* (B,T) i32 */
-    Tensor final;                 /* (N,C): the residual stream after the last layer */
-    Tensor normf, meanf, rstdf;   /* (N,C), (N), (N) */
-    Tensor rope;                  /* (T,D) f32: cosines, sines */
-    Tensor logits;                /* (chunk,V): never the whole batch; see gpt_loss */
-    Tensor losses;                /* (N) f32 */
-    Tensor loss_sum;              /* (1) f32 */
-    Tensor max_logit, max_abs;    /* (L,H) f32: running maxima since gpt_reset_statistics */
-    Tensor branch;                /* (N,C): backward: the gradient of a norm's output */
-    Tensor dx;                    /* (N,C): gradient of the residual stream */
-    Tensor dqkv, datt, dup;       /* backward temporaries, shapes as in LayerActivations */
-    Tensor dact;                  /* swiglu only */
-    Tensor dq_norm, dk_norm;      /* qk_norm only */
+    LayerActivations *layers;   /* L of them, on the host */
+    Tensor tokens, targets;     /* (B,T) i32 */
+    Tensor final;               /* (N,C): the residual stream after the last layer */
+    Tensor normf, meanf, rstdf; /* (N,C), (N), (N) */
+    Tensor rope;                /* (T,D) f32: cosines, sines */
+    Tensor logits;              /* (chunk,V): never the whole batch; see gpt_loss */
+    Tensor losses;              /* (N) f32 */
+    Tensor loss_sum;            /* (1) f32 */
+    Tensor max_logit, max_abs;  /* (L,H) f32: running maxima since gpt_reset_statistics */
+    Tensor branch;              /* (N,C): backward: the gradient of a norm's output */
+    Tensor dx;                  /* (N,C): gradient of the residual stream */
+    Tensor dqkv, datt, dup;     /* backward temporaries, shapes as in LayerActivations */
+    Tensor dact;                /* swiglu only */
+    Tensor dq_norm, dk_norm;    /* qk_norm only */
 } Gpt;
 
 /* Describes the parameters and measures memory; allocates nothing. --dry-run stops here. */

@@ -32,7 +32,7 @@ typedef struct {
     const char *prompt;
     int64_t length; /* tokens to generate */
     double temperature;
-    int64_t top_k; /* 0: all */
+    int64_t top_k;       /* 0: all */
     int64_t sample_seed; /* of fit-coefficients, too */
 
     /* prepare */
