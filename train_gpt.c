@@ -49,16 +49,15 @@ static Status accumulate_gradients(Trainer *t) {
 
 /* The optimizer's step, then QK-Clip with the MaxLogit that this step's forward saw. */
 static Status update_weights(Trainer *t, StepReport *r, bool spectrum_due) {
-    const double start = clock_seconds();
     UpdateObserver *observer = spectrum_due ? trainer_observe_update : NULL;
 
+    trainer_start_optimizer(t);
     optimizer_step(&t->optimizer, ++t->updates, r->lr, trainer_grad_scale(t, r->grad_norm), observer, t);
     if (t->config.qk_clip.enabled)
         r->clip_count =
             qk_clip_apply(&t->backend, &t->gpt.params, &t->config.qk_clip, t->gpt.K, t->max_logit, t->clips);
-    Status status = backend_sync(&t->backend);
-    r->optimizer_seconds = clock_seconds() - start - t->probe_seconds;
-    return status;
+    trainer_stop_optimizer(t, r);
+    return t->backend.failure; /* the device may still be at work: the next step's read-back waits for it, too */
 }
 
 static Status refuse_step(const Trainer *t, const StepReport *r, int skipped_in_a_row) {
@@ -70,6 +69,13 @@ static Status refuse_step(const Trainer *t, const StepReport *r, int skipped_in_
         (long long)t->step, r->loss, r->grad_norm, skipped_in_a_row, t->run_dir);
 }
 
+/* The probe holds the records of one step: the line that waits for those of the step before is finished first. */
+static Status begin_spectrum(Trainer *t) {
+    Status status = report_finish(t);
+    spectrum_probe_begin(t->spectrum);
+    return status;
+}
+
 static Status train_step(Trainer *t, StepReport *r, int *skipped_in_a_row) {
     const double start = clock_seconds();
     const bool spectrum_due = trainer_spectrum_due(t, t->step + 1);
@@ -77,7 +83,7 @@ static Status train_step(Trainer *t, StepReport *r, int *skipped_in_a_row) {
 
     *r = (StepReport){.lr = trainer_lr(t, t->step + 1)};
     t->probe_seconds = 0;
-    if (spectrum_due) spectrum_probe_begin(t->spectrum);
+    if (spectrum_due && FAILED(status, begin_spectrum(t))) return status;
     if (FAILED(status, accumulate_gradients(t))) return status;
     if (FAILED(status, trainer_read_step(t, r))) return status;
     t->step++;
@@ -90,6 +96,12 @@ static Status train_step(Trainer *t, StepReport *r, int *skipped_in_a_row) {
 
 static bool due(int64_t every, int64_t step, int64_t steps) {
     return (every > 0 && step % every == 0) || step == steps;
+}
+
+/* No checkpoint is ahead of the metrics: a run that goes on from it does not write the lines before it again. */
+static Status save_checkpoint(Trainer *t) {
+    Status status = report_finish(t);
+    return status.code ? status : trainer_save_checkpoint(t);
 }
 
 static Status train_loop(Trainer *t, Progress *progress) {
@@ -113,9 +125,9 @@ static Status train_loop(Trainer *t, Progress *progress) {
         if (failure.code) return failure;
 
         saved = due(c->checkpoint.every, t->step, steps);
-        if (saved && FAILED(status, trainer_save_checkpoint(t))) return status;
+        if (saved && FAILED(status, save_checkpoint(t))) return status;
     }
-    return saved ? status : trainer_save_checkpoint(t);
+    return saved ? status : save_checkpoint(t);
 }
 
 static Status command_train(const Config *config, const char *resume_dir) {
@@ -133,6 +145,8 @@ static Status command_train(const Config *config, const char *resume_dir) {
     if (FAILED(status, report_start(&t))) goto done;
     progress = progress_begin(&t);
     status = train_loop(&t, &progress);
+    Status unfinished = report_finish(&t); /* a run that ends early has a last line, too */
+    if (!status.code) status = unfinished;
     progress_end(&progress, &t, status);
     if (config->profile) backend_print_profile(&t.backend);
 done:

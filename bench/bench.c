@@ -2,8 +2,9 @@
  *
  *      bench [quick | ROW...] [--json FILE] [--check FILE | --store FILE] [--program TRAIN_GPT]
  *
- * Without a row it measures all; `quick` measures the part of each that fits into a minute. docs/performance.md says
- * what the rows mean. Exit codes: 0 done; 1 a stored ratio is not reached any more; 2 something failed.
+ * Without a row it measures all but what needs a GPU; `quick` measures the part of each that fits into a minute.
+ * docs/performance.md says what the rows mean. Exit codes: 0 done; 1 a stored ratio is not reached any more; 2
+ * something failed.
  */
 #include <math.h>
 #include <stdlib.h>
@@ -13,29 +14,33 @@
 #include "core/clock.h"
 #include "core/threads.h"
 
+/* IN_QUICK: has cases in the quick set. */
+typedef enum { IN_QUICK, IN_ALL, IF_NAMED } Membership;
+
 typedef struct {
     const char *name;
     RowFunction *run;
-    bool quick; /* has cases in the quick set */
+    Membership membership;
     const char *what;
 } Row;
 
 static const Row rows[] = {
-    {"memory", row_memory, false, "peak memory of a process against its plan"},
-    {"gemm", row_gemm, true, "the ceiling: large square matrix products"},
-    {"bandwidth", row_bandwidth, true, "the other ceiling: STREAM triad; AdamW against it"},
-    {"linear", row_linear, true, "op_linear and its gradients at the models' shapes"},
-    {"baby", row_models, true, "training steps of a model of 11 M parameters"},
-    {"gpt2", row_models, true, "training steps of GPT-2 124M"},
-    {"muon", row_muon, true, "a Muon step against an AdamW step at 64k tokens"},
-    {"newton-schulz", row_newton_schulz, true, "orthogonalization alone"},
-    {"overhead", row_overhead, true, "MaxLogit, spectra, metrics, checkpoints"},
-    {"width", row_models, false, "training steps, widths 128 to 768"},
-    {"depth", row_models, false, "2 to 24 layers"},
-    {"context", row_models, false, "contexts of 64 to 2048 tokens, as many tokens a step"},
-    {"batch", row_models, false, "1 to 32 sequences"},
-    {"threads", row_models, false, "1 and 2"},
-    {"vocabulary", row_models, false, "256 to 50257 tokens"},
+    {"memory", row_memory, IN_ALL, "peak memory of a process against its plan"},
+    {"gemm", row_gemm, IN_QUICK, "the ceiling: large square matrix products"},
+    {"bandwidth", row_bandwidth, IN_QUICK, "the other ceiling: STREAM triad; AdamW against it"},
+    {"linear", row_linear, IN_QUICK, "op_linear and its gradients at the models' shapes"},
+    {"baby", row_models, IN_QUICK, "training steps of a model of 11 M parameters"},
+    {"gpt2", row_models, IN_QUICK, "training steps of GPT-2 124M"},
+    {"muon", row_muon, IN_QUICK, "a Muon step against an AdamW step at 64k tokens"},
+    {"newton-schulz", row_newton_schulz, IN_QUICK, "orthogonalization alone"},
+    {"overhead", row_overhead, IN_QUICK, "MaxLogit, spectra, metrics, checkpoints"},
+    {"width", row_models, IN_ALL, "training steps, widths 128 to 768"},
+    {"depth", row_models, IN_ALL, "2 to 24 layers"},
+    {"context", row_models, IN_ALL, "contexts of 64 to 2048 tokens, as many tokens a step"},
+    {"batch", row_models, IN_ALL, "1 to 32 sequences"},
+    {"threads", row_models, IN_ALL, "1 and 2"},
+    {"vocabulary", row_models, IN_ALL, "256 to 50257 tokens"},
+    {"gpu", row_gpu, IF_NAMED, "training steps on a GPU, beside their prediction"},
 };
 enum { ROWS = sizeof rows / sizeof rows[0] };
 
@@ -47,8 +52,8 @@ typedef struct {
 static void print_usage(void) {
     printf(
         "usage: bench [quick | ROW...] [--json FILE] [--check FILE | --store FILE] [--program TRAIN_GPT]\n\nrows:\n");
-    for (int i = 0; i < ROWS; i++)
-        printf("  %-14s %s%s\n", rows[i].name, rows[i].what, rows[i].quick ? "; also in quick" : "");
+    static const char *const also[] = {"; also in quick", "", "; only if named"};
+    for (int i = 0; i < ROWS; i++) printf("  %-14s %s%s\n", rows[i].name, rows[i].what, also[rows[i].membership]);
 }
 
 static int find_row(const char *name) {
@@ -81,7 +86,7 @@ static bool parse(Arguments *a, int argc, char **argv) {
         else
             i++;
     }
-    for (int i = 0; i < ROWS && !any; i++) a->wanted[i] = !a->quick || rows[i].quick;
+    for (int i = 0; i < ROWS && !any; i++) a->wanted[i] = rows[i].membership <= (a->quick ? IN_QUICK : IN_ALL);
     return true;
 }
 

@@ -44,7 +44,7 @@ double samples_best(const Samples *s) {
 
 Status bench_open_backend(Backend *be, const char *precision) {
     char note[256];
-    return backend_open(be, (BackendRequest){.device = "auto", .precision = precision}, note, sizeof note);
+    return backend_open(be, (BackendRequest){.device = "cpu", .precision = precision}, note, sizeof note);
 }
 
 Status bench_fill_random(Backend *be, Tensor tensor, float scale) {

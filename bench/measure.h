@@ -24,7 +24,7 @@ double samples_median(const Samples *samples); /* NaN: none */
 double samples_spread(const Samples *samples); /* (largest - smallest) / median; NaN with fewer than 2 */
 double samples_best(const Samples *samples);
 
-/* The backend that users get, in this precision and with all cores. */
+/* The CPU, in this precision and with all cores. */
 Status bench_open_backend(Backend *be, const char *precision);
 
 /* Uniform in [-scale, scale); tensor contiguous, f32 or bf16. */

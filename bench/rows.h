@@ -23,6 +23,8 @@ RowFunction row_models; /* training steps: baby, gpt2, and a curve for each of w
 RowFunction row_muon;          /* a Muon step against an AdamW step at 64k tokens */
 RowFunction row_newton_schulz; /* orthogonalization alone */
 
+RowFunction row_gpu; /* training steps on a GPU, beside their prediction */
+
 RowFunction row_overhead; /* MaxLogit, spectra, metrics, checkpoints */
 RowFunction row_memory;   /* peak of a process against its plan */
 

@@ -134,7 +134,7 @@ static const MemoryCase memory_cases[] = {
 enum { MEMORY_CASES = sizeof memory_cases / sizeof memory_cases[0], ARGUMENTS_MAX = 32 };
 
 /* In the child: becomes the program, silent. */
-static noreturn void become(const char *program, char *options) {
+static _Noreturn void become(const char *program, char *options) {
     char *arguments[ARGUMENTS_MAX] = {(char *)(uintptr_t)program}, *rest = options;
     int count = 1;
     for (char *word = strtok_r(options, " ", &rest); word && count < ARGUMENTS_MAX - 1;
@@ -184,8 +184,8 @@ static Status measure_memory(Bench *b, const MemoryCase *c, int number) {
     int64_t peak = 0;
     double plan = 0;
     snprintf(name, sizeof name, "memory%d", number);
-    snprintf(options, sizeof options, "%s name=%s runs_dir=%s train.steps=2 train.eval_batches=1", c->options, name,
-             b->folder);
+    snprintf(options, sizeof options, "device=cpu %s name=%s runs_dir=%s train.steps=2 train.eval_batches=1",
+             c->options, name, b->folder);
     Status status = path_join(run_dir, b->folder, name);
     if (status.code) return status;
     if (FAILED(status, run_and_watch(b->program, options, &peak))) return status;

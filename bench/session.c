@@ -8,15 +8,16 @@
 
 enum { OPTIONS_MAX = 32 };
 
-static Status load_config(Config *config, const char *options) {
-    char *text = strdup(options), *list[OPTIONS_MAX], *rest = text;
-    int count = 0;
+Status session_config(Config *result, const char *config, const char *options) {
+    static char device[] = "device=cpu";
+    char *text = strdup(options), *list[OPTIONS_MAX] = {device}, *rest = text;
+    int count = 1;
     if (!text) return status_error(STATUS_OUT_OF_MEMORY, "no memory for the options %s", options);
     for (char *word = strtok_r(text, " ", &rest); word; word = strtok_r(NULL, " ", &rest)) {
         CHECK(count < OPTIONS_MAX, "%d options", count);
         list[count++] = word;
     }
-    Status status = config_load(config, NULL, count, list);
+    Status status = config_load(result, config, count, list);
     free(text);
     return status;
 }
@@ -25,13 +26,21 @@ Status session_open(Session *s, const char *options) {
     Config config;
     Status status;
     *s = (Session){0};
-    if (FAILED(status, load_config(&config, options))) return status;
+    if (FAILED(status, session_config(&config, NULL, options))) return status;
     if (FAILED(status, trainer_plan(&s->trainer, &config))) goto failed;
     if (FAILED(status, trainer_allocate(&s->trainer))) goto failed;
     if (FAILED(status, ceiling_open(&s->ceiling, &s->trainer.backend))) goto failed;
     return status;
 failed:
     session_close(s);
+    return status;
+}
+
+Status session_open_gpu(Session *s, const Config *config) {
+    Status status;
+    *s = (Session){.unbroken = true};
+    if (FAILED(status, trainer_plan(&s->trainer, config)) || FAILED(status, trainer_allocate(&s->trainer)))
+        session_close(s);
     return status;
 }
 
@@ -52,6 +61,7 @@ double step_total(StepSeconds s) {
 
 /* The time since *mark, which moves to now, behind a sample of the ceiling if one is due. */
 static double lap(Session *s, double *mark) {
+    if (s->unbroken) return 0;
     backend_sync(&s->trainer.backend);
     const double seconds = clock_seconds() - *mark;
     ceiling_refresh(&s->ceiling);
@@ -89,11 +99,14 @@ Status session_step(Session *s, StepSeconds *seconds) {
         return status_error(STATUS_DIVERGED, "step %lld: the gradient is not finite", (long long)t->step);
     seconds->rest += lap(s, &mark);
     t->step++;
+    trainer_start_optimizer(t);
     optimizer_step(&t->optimizer, ++t->updates, trainer_lr(t, t->step), trainer_grad_scale(t, r.grad_norm), NULL, NULL);
     if (t->config.qk_clip.enabled)
         qk_clip_apply(&t->backend, &t->gpt.params, &t->config.qk_clip, t->gpt.K, t->max_logit, t->clips);
+    trainer_stop_optimizer(t, &r);
+    s->optimizer_seconds = r.optimizer_seconds;
     seconds->optimizer += lap(s, &mark);
-    return backend_sync(&t->backend);
+    return s->unbroken ? t->backend.failure : backend_sync(&t->backend);
 }
 
 static Status repeat(Session *s, int steps, StepMeasurement *m) {

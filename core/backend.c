@@ -1,6 +1,7 @@
 /* Opening and closing backends, their memory, the sticky failure, peak rate and profile; see backend.h. */
 #include "core/backend.h"
 
+#include <math.h>
 #include <sched.h>
 #include <stdio.h>
 #include <stdlib.h>
@@ -14,18 +15,22 @@ const char *const op_names[OP_COUNT] = {
 #undef X
 };
 
+const PieceSizes host_pieces = {.optimizer_bytes = 16 << 20, .logits = 32 << 20};
+/* All layers of a model of 124 M parameters in one pass; a head whose gradient, read and written for each piece, is no
+ * longer what the time goes into. */
+const PieceSizes device_pieces = {.optimizer_bytes = 256 << 20, .logits = 256 << 20};
+
 typedef struct {
     const char *name;
     Status (*open)(Backend *, BackendRequest);
-    bool automatic;    /* "auto" considers it */
-    int64_t peak_size; /* n of the n x n product that measures the peak rate: large, yet well below 0.1 s */
+    bool automatic; /* "auto" considers it */
 } Implementation;
 
 /* Fastest first. */
 static const Implementation implementations[] = {
-    {"cuda", cuda_backend_open, true, 2048},
-    {"cpu", cpu_backend_open, true, 1024},
-    {"ref", ref_backend_open, false, 96},
+    {"cuda", cuda_backend_open, true},
+    {"cpu", cpu_backend_open, true},
+    {"ref", ref_backend_open, false},
 };
 enum { IMPLEMENTATIONS = sizeof implementations / sizeof implementations[0] };
 
@@ -48,6 +53,12 @@ static Status open_one(Backend *be, const Implementation *implementation, Backen
     Status status = implementation->open(be, request);
     if (status.code) *be = (Backend){0};
     return status;
+}
+
+static Status open_named(Backend *be, const Implementation *implementation, BackendRequest request) {
+    Status status = open_one(be, implementation, request);
+    if (status.code != STATUS_DEVICE) return status;
+    return status_error(status.code, "device=%s cannot be used: %s", implementation->name, status.message);
 }
 
 static Status open_fastest(Backend *be, BackendRequest request, char *note, int64_t size) {
@@ -77,7 +88,7 @@ Status backend_open(Backend *be, BackendRequest request, char *note, int64_t siz
         return status_error(STATUS_BAD_INPUT, "threads is %d; use 0 for all cores, or a count", request.threads);
 
     if (request.threads == 0) request.threads = usable_cpus();
-    return automatic ? open_fastest(be, request, note, size) : open_one(be, implementation, request);
+    return automatic ? open_fastest(be, request, note, size) : open_named(be, implementation, request);
 }
 
 void backend_close(Backend *be) {
@@ -88,14 +99,68 @@ void backend_close(Backend *be) {
 
 /* ---- memory ----------------------------------------------------------------------------------------------------- */
 
+/* What a user can do about the memory of each purpose; an arena's name is its purpose. */
+static const struct {
+    const char *purpose, *remedy;
+} remedies[] = {
+    {"weights", "lower model.layers or model.width"},
+    {"gradients", "lower model.layers or model.width"},
+    {"optimizer state",
+     "lower model.layers or model.width, or use optimizer.matrices=muon, which keeps less than adamw"},
+    {"activations", "lower train.micro_batch or model.context"},
+    {"scratch", "lower train.micro_batch or model.context"},
+    {"spectrum probe", "set probe.spectrum_every=0"},
+};
+enum { REMEDIES = sizeof remedies / sizeof remedies[0] };
+
+/* Activations are most of a run's memory, and the micro-batch changes nothing else: it helps whatever does not fit. */
+static const char *remedy_for(const char *purpose) {
+    for (int i = 0; i < REMEDIES; i++)
+        if (!strcmp(remedies[i].purpose, purpose)) return remedies[i].remedy;
+    return "lower train.micro_batch, model.context or model.width";
+}
+
+/* Of host memory, from the kernel; -1 where it does not say. */
+static int64_t host_free_bytes(void) {
+    long long kilobytes = -1;
+    char line[128];
+    FILE *file = fopen("/proc/meminfo", "r");
+    if (!file) return -1;
+    while (kilobytes < 0 && fgets(line, sizeof line, file))
+        if (sscanf(line, "MemAvailable: %lld kB", &kilobytes) != 1) kilobytes = -1;
+    fclose(file);
+    return kilobytes < 0 ? -1 : (int64_t)kilobytes * 1024;
+}
+
+static const char *describe_bytes(int64_t bytes, char *buffer, size_t size) {
+    if (bytes < 0)
+        snprintf(buffer, size, "an unknown amount");
+    else if (bytes < 1 << 20)
+        snprintf(buffer, size, "%lld bytes", (long long)bytes);
+    else if (bytes < 1 << 30)
+        snprintf(buffer, size, "%.2f MiB", (double)bytes / (1 << 20));
+    else
+        snprintf(buffer, size, "%.2f GiB", (double)bytes / (1 << 30));
+    return buffer;
+}
+
+static Status out_of_memory(Backend *be, int64_t bytes, const char *purpose) {
+    char asked[32], left[32], planned[32], of_planned[64] = "";
+    int64_t free_now = be->ops.free_bytes ? be->ops.free_bytes(be) : host_free_bytes();
+    if (be->planned_bytes > 0)
+        snprintf(of_planned, sizeof of_planned, " of %s that the run plans in all",
+                 describe_bytes(be->planned_bytes, planned, sizeof planned));
+    return status_error(STATUS_OUT_OF_MEMORY,
+                        "out of memory on device %s: %s needs %s%s, and %s is free; %s (--dry-run shows the plan)",
+                        be->name, purpose, describe_bytes(bytes, asked, sizeof asked), of_planned,
+                        describe_bytes(free_now, left, sizeof left), remedy_for(purpose));
+}
+
 Status backend_alloc(Backend *be, void **memory, int64_t bytes, const char *purpose) {
     CHECK(bytes >= 0, "%lld bytes for %s", (long long)bytes, purpose);
     *memory = be->ops.alloc(be, bytes);
     if (*memory) return status_ok();
-    return status_error(STATUS_OUT_OF_MEMORY,
-                        "out of memory on device %s: %s needs %lld bytes (%.2f GiB); use a smaller model, context or "
-                        "micro-batch",
-                        be->name, purpose, (long long)bytes, (double)bytes / (1 << 30));
+    return be->failure.code ? be->failure : out_of_memory(be, bytes, purpose);
 }
 
 void backend_free(Backend *be, void *memory, int64_t bytes) {
@@ -118,15 +183,62 @@ Status backend_reserve(Backend *be, OpLimits limits) {
 /* After a failure all bits are set, a NaN in every float dtype: nobody can take stale memory for a result. */
 void backend_to_host(Backend *be, void *host, Tensor src) {
     CHECK(tensor_is_contiguous(src), "a strided view cannot be read back; copy it first");
-    if (be->failure.code)
-        memset(host, 0xff, (size_t)tensor_bytes(src));
-    else
-        be->ops.to_host(be, host, src);
+    be->waits++;
+    if (!be->failure.code) be->ops.to_host(be, host, src);
+    if (be->failure.code) memset(host, 0xff, (size_t)tensor_bytes(src));
 }
 
 void backend_from_host(Backend *be, Tensor dst, const void *host) {
     CHECK(tensor_is_contiguous(dst), "a strided view cannot be written from host memory; copy it afterwards");
     if (!be->failure.code) be->ops.from_host(be, dst, host);
+}
+
+/* ---- devices that run asynchronously ----------------------------------------------------------------------------- */
+
+bool backend_is_asynchronous(const Backend *be) {
+    return be->ops.mark != NULL;
+}
+
+void *backend_alloc_host(Backend *be, int64_t bytes) {
+    return be->ops.alloc_host ? be->ops.alloc_host(be, bytes) : malloc((size_t)bytes);
+}
+
+void backend_free_host(Backend *be, void *memory) {
+    if (!be->ops.free_host)
+        free(memory);
+    else if (memory)
+        be->ops.free_host(be, memory);
+}
+
+void backend_to_host_later(Backend *be, void *host, Tensor src) {
+    CHECK(tensor_is_contiguous(src), "a strided view cannot be read back; copy it first");
+    if (be->failure.code)
+        memset(host, 0xff, (size_t)tensor_bytes(src));
+    else if (be->ops.to_host_later)
+        be->ops.to_host_later(be, host, src);
+    else
+        be->ops.to_host(be, host, src);
+}
+
+/* At once after a failure, too: whoever waits for the call must not wait forever. */
+void backend_call_later(Backend *be, void (*function)(void *), void *argument) {
+    if (be->ops.call_later && !be->failure.code)
+        be->ops.call_later(be, function, argument);
+    else
+        function(argument);
+}
+
+void backend_mark(Backend *be, int mark) {
+    CHECK(mark >= 0 && mark < MARK_COUNT, "mark %d", mark);
+    if (!be->ops.mark)
+        be->marks[mark] = clock_seconds();
+    else if (!be->failure.code)
+        be->ops.mark(be, mark);
+}
+
+double backend_elapsed(Backend *be, int from, int to) {
+    if (!be->ops.elapsed) return be->marks[to] - be->marks[from];
+    return be->failure.code ? (double)NAN : be->ops.elapsed(be, from, to);
 }
 
 /* ---- failures --------------------------------------------------------------------------------------------------- */
@@ -138,6 +250,7 @@ void backend_fail(Backend *be, const char *op, Status failure) {
 }
 
 Status backend_sync(Backend *be) {
+    be->waits++;
     Status status = be->ops.sync(be);
     if (status.code) backend_fail(be, "sync", status);
     return be->failure;
@@ -161,7 +274,7 @@ static double best_rate(Backend *be, Tensor out, Tensor a, Tensor b) {
 }
 
 double backend_measure_peak(Backend *be) {
-    int64_t n = find_implementation(be->name)->peak_size, bytes = 3 * n * n * dtype_size(be->compute_dtype);
+    int64_t n = be->peak_size, bytes = 3 * n * n * dtype_size(be->compute_dtype);
     void *memory = NULL;
     if (backend_alloc(be, &memory, bytes, "the peak measurement").code) return 0;
     Tensor all = tensor_3d(memory, be->compute_dtype, 3, n, n);

@@ -154,6 +154,16 @@ typedef struct {
     Status (*sync)(Backend *);
     int64_t (*scratch_bytes)(const Backend *, const OpLimits *);
     void (*close)(Backend *);
+
+    /* Only of devices with memory and time of their own; NULL where an op has done its work when it returns. The
+     * functions of core/backend.c do the like there. */
+    int64_t (*free_bytes)(Backend *);              /* what alloc could still give */
+    void *(*alloc_host)(Backend *, int64_t bytes); /* host memory that the device copies to by itself; or NULL */
+    void (*free_host)(Backend *, void *memory);    /* of alloc_host */
+    void (*to_host_later)(Backend *, void *host, Tensor src); /* src contiguous; host from alloc_host; does not wait */
+    void (*call_later)(Backend *, void (*function)(void *), void *argument);
+    void (*mark)(Backend *, int mark);
+    double (*elapsed)(Backend *, int from, int to);
 } BackendOps;
 
 typedef struct {
@@ -161,15 +171,32 @@ typedef struct {
     double seconds;
 } OpTimer;
 
+/* How much of a long job is done at a time, at most. */
+typedef struct {
+    int64_t optimizer_bytes; /* buffers of the matrices that one pass of the optimizer batches */
+    int64_t logits;          /* elements: made and used up before the next ones */
+} PieceSizes;
+
+extern const PieceSizes host_pieces;   /* what caches hold, many times over */
+extern const PieceSizes device_pieces; /* what keeps a hundred multiprocessors busy */
+
+/* Moments on the device's own clock. */
+enum { MARK_OPTIMIZER_BEGIN, MARK_OPTIMIZER_END, MARK_COUNT };
+
 struct Backend {
     const char *name;
     char description[160]; /* "oneDNN 2.6 (avx512_core_bf16), 2 threads" */
     DType compute_dtype;   /* of activations and working weights: DTYPE_F32 or DTYPE_BF16 */
-    int threads;
+    int threads;           /* of the host */
+    PieceSizes pieces;
+    int64_t peak_size; /* n of the n x n product that measures the peak rate: large, yet well below 0.1 s */
     BackendOps ops;
     void *state; /* of the implementation */
     void *scratch;
     int64_t scratch_bytes;
+    int64_t planned_bytes;    /* that the run will allocate in all, for messages; 0: not known */
+    int64_t waits;            /* how often the host asked for results or for the end of the work: once a step */
+    double marks[MARK_COUNT]; /* where the implementation has none of its own */
 
     Status failure; /* sticky */
     const char *failed_op;
@@ -198,12 +225,28 @@ void backend_close(Backend *be);
 int64_t backend_scratch_bytes(const Backend *be, OpLimits limits);
 Status backend_reserve(Backend *be, OpLimits limits);
 
+/* Out of memory, the message says how much was asked, free and planned, and which option lowers it. */
 Status backend_alloc(Backend *be, void **memory, int64_t bytes, const char *purpose);
 void backend_free(Backend *be, void *memory, int64_t bytes);
-void backend_to_host(Backend *be, void *host, Tensor src);
+void backend_to_host(Backend *be, void *host, Tensor src); /* waits */
 void backend_from_host(Backend *be, Tensor dst, const void *host);
 void backend_fail(Backend *be, const char *op, Status failure); /* keeps the first */
-Status backend_sync(Backend *be);
+Status backend_sync(Backend *be);                               /* waits */
+
+/* Whether ops return before their work is done. Then a run keeps the device busy by never waiting but for what it
+ * cannot do without, and reads the rest with that. */
+bool backend_is_asynchronous(const Backend *be);
+/* Host memory for backend_to_host_later; NULL if there is none. */
+void *backend_alloc_host(Backend *be, int64_t bytes);
+void backend_free_host(Backend *be, void *memory);
+/* As backend_to_host, but host memory holds the tensor only once the device has got there: when a function given to
+ * backend_call_later after it runs, or the host has waited. The function must not use the backend; it may run on
+ * another thread, and at once where nothing is asynchronous. */
+void backend_to_host_later(Backend *be, void *host, Tensor src);
+void backend_call_later(Backend *be, void (*function)(void *), void *argument);
+/* Notes the moment when all work so far is done, and tells the seconds between two; wait before you ask. */
+void backend_mark(Backend *be, int mark);
+double backend_elapsed(Backend *be, int from, int to);
 
 /* The rate of a large square matrix product in the backend's precision, in FLOP/s, measured now (about 0.1 s): the
  * ceiling that `mfu` is a fraction of. */
@@ -219,3 +262,5 @@ Status ref_backend_open(Backend *be, BackendRequest request);
 Status cpu_backend_open(Backend *be, BackendRequest request);
 Status cuda_backend_open(Backend *be, BackendRequest request);
 extern const bool cuda_is_built; /* false with cuda/none.c: then "auto" passes over cuda without a word */
+/* The cuda backend's scratch, for --dry-run too: needs no device, reads only be->compute_dtype; 0 with cuda/none.c. */
+int64_t cuda_scratch_bytes(const Backend *be, const OpLimits *limits);

@@ -26,6 +26,7 @@ typedef enum { SCHEDULE_CONSTANT, SCHEDULE_LINEAR, SCHEDULE_COSINE, SCHEDULE_WSD
 typedef enum { MUON_MOMENTUM_SUM, MUON_MOMENTUM_EMA } MuonMomentumForm;
 typedef enum { ORTHOGONALIZE_NEWTON_SCHULZ, ORTHOGONALIZE_SVD } OrthogonalizeKind;
 typedef enum { SCALE_RMS, SCALE_ORIGINAL, SCALE_SPECTRAL, SCALE_NONE } UpdateScale;
+typedef enum { GPU_A100, GPU_H100, GPU_H200, GPU_4090, GPU_B200, GPU_COUNT } GpuKind;
 
 typedef struct {
     Preset preset;
@@ -123,6 +124,10 @@ typedef struct {
 } DebugConfig;
 
 typedef struct {
+    GpuKind gpu; /* whose step --dry-run device=cuda predicts */
+} DryRunConfig;
+
+typedef struct {
     char name[NAME_SIZE];
     int64_t seed;
     char device[NAME_SIZE];    /* auto, ref, cpu, cuda */
@@ -138,6 +143,7 @@ typedef struct {
     ProbeConfig probe;
     CheckpointConfig checkpoint;
     DebugConfig debug;
+    DryRunConfig dry_run;
 } Config;
 
 /* path NULL: defaults only. overrides: "a.b=value" strings (value as JSON, or a bare string). */

@@ -36,6 +36,7 @@ static Choices coefficient_sets = {"muon",          "su",   "taylor",      "cubi
                                    "polar-express", "cans", "deepseek-v4", NULL};
 static Choices update_scales = {"rms", "original", "spectral", "none", NULL};
 static Choices head_blocks = {"q", "k", "v", "o", NULL};
+static Choices planned_gpus = {"A100", "H100", "H200", "4090", "B200", NULL};
 
 const Section config_sections[] = {
     {"", "The run as a whole."},
@@ -50,6 +51,7 @@ const Section config_sections[] = {
     {"probe", "Read-only measurements in metrics.jsonl."},
     {"checkpoint", "What a run can resume from."},
     {"debug", "For hunting NaNs, and for testing what they do."},
+    {"dry_run", "What --dry-run device=cuda predicts; no GPU is needed."},
 };
 const int config_section_count = sizeof config_sections / sizeof *config_sections;
 
@@ -163,6 +165,9 @@ const Option config_options[] = {
 
     {FLAG(debug.scan_nan), .initial = "false", .help = "Stop at the first op that makes a NaN, and name it; slow."},
     {STRING(debug.fault), .initial = "off", .help = "linear:37 turns an output of that op into NaN after 37 calls."},
+
+    {CHOICE(dry_run.gpu), .initial = "H100", .choices = planned_gpus,
+     .help = "The GPU whose training step is predicted."},
 };
 const int config_option_count = sizeof config_options / sizeof *config_options;
 

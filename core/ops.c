@@ -118,7 +118,8 @@ static bool op_start(OpCall *c) {
 
 static void stop_timer(OpCall *c) {
     OpTimer *timer = &c->be->timers[c->op];
-    backend_sync(c->be);
+    Status status = c->be->ops.sync(c->be);
+    if (status.code) backend_fail(c->be, op_names[c->op], status);
     timer->calls++;
     timer->seconds += clock_seconds() - c->start;
 }

@@ -6,10 +6,10 @@
  *      f32  always fp32: statistics, vectors (norm weights, biases) and their gradients, weight gradients, losses,
  *           optimizer state, master weights.
  *
- * Arithmetic is done in fp32 or better whatever the storage. Tensors are contiguous unless marked `strided`: any
- * strides whose last one is 1. Optional arguments are marked [x]: tensor_none() leaves them out. NaN in gives NaN out.
- * Letters: B batch, T context, N = B*T tokens, C width, H heads, K key/value heads, D head size, F mlp width, V
- * vocabulary.
+ * Arithmetic is done in fp32 or better whatever the storage; only the bias of a linear layer may be rounded to T*
+ * first, like the weights beside it. Tensors are contiguous unless marked `strided`: any strides whose last one is 1.
+ * Optional arguments are marked [x]: tensor_none() leaves them out. NaN in gives NaN out. Letters: B batch, T context,
+ * N = B*T tokens, C width, H heads, K key/value heads, D head size, F mlp width, V vocabulary.
  */
 #pragma once
 

@@ -18,7 +18,7 @@ Status status_error(StatusCode code, const char *format, ...) {
     return status;
 }
 
-noreturn void check_failed(const char *file, int line, const char *condition, const char *format, ...) {
+void check_failed(const char *file, int line, const char *condition, const char *format, ...) {
     fprintf(stderr, "%s:%d: check failed: %s: ", file, line, condition);
     va_list arguments;
     va_start(arguments, format);

@@ -10,7 +10,6 @@
 #pragma once
 
 #include <stdint.h>
-#include <stdnoreturn.h>
 
 typedef enum {
     STATUS_OK = 0,
@@ -32,8 +31,8 @@ Status status_error(StatusCode code, const char *format, ...) __attribute__((for
 /* Evaluates to true on failure, and keeps the failure in `status`:   if (FAILED(status, f(x))) goto done; */
 #define FAILED(status, call) (((status) = (call)).code != STATUS_OK)
 
-noreturn void check_failed(const char *file, int line, const char *condition, const char *format, ...)
-    __attribute__((format(printf, 4, 5)));
+void check_failed(const char *file, int line, const char *condition, const char *format, ...)
+    __attribute__((noreturn, format(printf, 4, 5)));
 
 /* CHECK(n > 0, "n is %d", n): the condition, the values, file and line, then abort(). */
 #define CHECK(condition, ...) ((condition) ? (void)0 : check_failed(__FILE__, __LINE__, #condition, __VA_ARGS__))

@@ -107,6 +107,8 @@ static void close_backend(Backend *be) {
 
 Status cpu_backend_open(Backend *be, BackendRequest request) {
     be->threads = request.threads;
+    be->pieces = host_pieces;
+    be->peak_size = 1024;
     omp_set_num_threads(be->threads);
     if (openblas_set_num_threads) openblas_set_num_threads(HAVE_ONEDNN ? 1 : be->threads);
     Status status = cpu_library_open(be);

@@ -99,10 +99,9 @@ static Tensor gradient(const Gpt *g, GptParam id, int64_t layer) {
 
 /* ---- memory ----------------------------------------------------------------------------------------------------- */
 
-/* Logits are made and used up in chunks of tokens: as many as keep a chunk near 32 Mi elements, whatever the
- * vocabulary. */
+/* Logits are made and used up in chunks of tokens: as many as the backend's pieces hold, whatever the vocabulary. */
 static int64_t logits_chunk(const Gpt *g) {
-    int64_t rows = ((int64_t)32 << 20) / g->V / 64 * 64;
+    int64_t rows = g->be->pieces.logits / g->V / 64 * 64;
     return rows < 64 ? (g->N < 64 ? g->N : 64) : rows < g->N ? rows : g->N;
 }
 
@@ -134,6 +133,18 @@ static void layout_layer(Gpt *g, Arena *arena, LayerActivations *a) {
     }
 }
 
+/* | loss_sum | grad_square_sum | max_logit (L,H) | max_abs (L,H) | */
+enum { SUMS = 2, MAXIMA = 2 };
+
+static void layout_statistics(Gpt *g, Arena *arena) {
+    const int64_t heads = g->L * g->H;
+    g->statistics = arena_take_1d(arena, DTYPE_F32, SUMS + MAXIMA * heads);
+    g->loss_sum = tensor_slice(g->statistics, 0, 0, 1);
+    g->grad_square_sum = tensor_slice(g->statistics, 0, 1, 1);
+    g->max_logit = tensor_as_2d(tensor_slice(g->statistics, 0, SUMS, heads), g->L, g->H);
+    g->max_abs = tensor_as_2d(tensor_slice(g->statistics, 0, SUMS + heads, heads), g->L, g->H);
+}
+
 static void layout_activations(Gpt *g, Arena *arena) {
     const DType t = g->be->compute_dtype;
     const int64_t N = g->N, C = g->C;
@@ -148,9 +159,7 @@ static void layout_activations(Gpt *g, Arena *arena) {
     g->rope = arena_take_2d(arena, DTYPE_F32, g->T, g->D);
     g->logits = arena_take_2d(arena, t, logits_chunk(g), g->V);
     g->losses = arena_take_1d(arena, DTYPE_F32, N);
-    g->loss_sum = arena_take_1d(arena, DTYPE_F32, 1);
-    g->max_logit = arena_take_2d(arena, DTYPE_F32, g->L, g->H);
-    g->max_abs = arena_take_2d(arena, DTYPE_F32, g->L, g->H);
+    layout_statistics(g, arena);
     g->branch = arena_take_2d(arena, t, N, C);
 
     g->dx = arena_take_2d(arena, t, N, C);
@@ -508,9 +517,8 @@ void gpt_start_gradients(Gpt *g) {
 }
 
 void gpt_reset_statistics(Gpt *g) {
-    op_fill(g->be, g->loss_sum, 0);
-    op_fill(g->be, g->max_logit, -INFINITY);
-    op_fill(g->be, g->max_abs, -INFINITY);
+    op_fill(g->be, tensor_slice(g->statistics, 0, 0, SUMS), 0);
+    op_fill(g->be, tensor_slice(g->statistics, 0, SUMS, MAXIMA * g->L * g->H), -INFINITY);
 }
 
 void gpt_logits_at(Gpt *g, int64_t position, float *logits) {

@@ -66,8 +66,10 @@ typedef struct {
     Tensor rope;                /* (T,D) f32: cosines, sines */
     Tensor logits;              /* (chunk,V): never the whole batch; see gpt_loss */
     Tensor losses;              /* (N) f32 */
-    Tensor loss_sum;            /* (1) f32 */
-    Tensor max_logit, max_abs;  /* (L,H) f32: running maxima since gpt_reset_statistics */
+    Tensor statistics;          /* f32, of a step, side by side so that one copy reads them back: */
+    Tensor loss_sum;            /*   (1) */
+    Tensor grad_square_sum;     /*   (1): whoever wants the gradient's norm adds to it */
+    Tensor max_logit, max_abs;  /*   (L,H): running maxima */
     Tensor branch;              /* (N,C): backward: the gradient of a norm's output */
     Tensor dx;                  /* (N,C): gradient of the residual stream */
     Tensor dqkv, datt, dup;     /* backward temporaries, shapes as in LayerActivations */
@@ -91,7 +93,7 @@ void gpt_set_batch(Gpt *gpt, const int32_t *tokens, const int32_t *targets);
 
 /* The next backward pass is the first of a step: it sets the gradients, the ones after it add to them. */
 void gpt_start_gradients(Gpt *gpt);
-void gpt_reset_statistics(Gpt *gpt); /* loss_sum = 0; max_logit, max_abs = -infinity: no logit seen */
+void gpt_reset_statistics(Gpt *gpt); /* sums = 0; max_logit, max_abs = -infinity: no logit seen */
 
 void gpt_forward(Gpt *gpt);
 /* Adds the sum of the batch's losses (nats) to loss_sum. */

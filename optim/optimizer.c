@@ -4,9 +4,9 @@
  * its buffers out from the start, in a copy of the arena:
  *
  *      state     | route 0: M | route 1: M | route 2: m | v | ...
- *      scratch   | a Muon pass: X, next X, A, B |   or   | AdamW's update |   or   | sum of squares |
+ *      scratch   | a Muon pass: X, next X, A, B |   or   | AdamW's update |
  *
- * A pass takes as many layers of a route as fit into PASS_BYTES, and at least one: batches big enough to keep all cores
+ * A pass takes as many layers of a route as the backend's pieces allow, and at least one: batches big enough to keep it
  * busy with small matrices, scratch that does not grow with the number of layers for large ones.
  */
 #include "optim/optimizer.h"
@@ -16,8 +16,6 @@
 
 #include "core/ops.h"
 #include "optim/routing.h"
-
-enum { PASS_BYTES = 16 << 20 };
 
 /* ---- passes over a route ---------------------------------------------------------------------------------------- */
 
@@ -38,15 +36,11 @@ static OrthogonalizeBuffers layout_pass(const Optimizer *opt, Arena *scratch, co
     return (OrthogonalizeBuffers){.x = arena_take(scratch, DTYPE_F32, 4, shape)};
 }
 
-static Tensor layout_square_sum(Arena *scratch) {
-    return arena_take_1d(scratch, DTYPE_F32, 1);
-}
-
 static int64_t layers_per_pass(const Optimizer *opt, const Route *route) {
     Arena measured = arena_measure("one layer");
     Route layer = narrow(route, 0, 1);
     layout_pass(opt, &measured, &layer);
-    int64_t fit = PASS_BYTES / measured.used;
+    int64_t fit = opt->be->pieces.optimizer_bytes / measured.used;
     return fit < 1 ? 1 : fit < route->layers ? fit : route->layers;
 }
 
@@ -68,7 +62,6 @@ static void layout_state(Optimizer *opt, Arena *arena) {
 /* The largest of all passes. */
 static Arena measure_scratch(const Optimizer *opt) {
     Arena largest = arena_measure("optimizer scratch");
-    layout_square_sum(&largest);
     for (int i = 0; i < opt->route_count; i++) {
         const Route *route = &opt->routes[i];
         if (route->optimizer == OPTIMIZER_ADAMW && !is_observed(opt, route)) continue;
@@ -235,14 +228,8 @@ void optimizer_step(Optimizer *opt, int64_t step, double lr, float grad_scale, U
     }
 }
 
-double optimizer_grad_norm(Optimizer *opt) {
-    Arena scratch = opt->scratch;
-    Tensor square_sum = layout_square_sum(&scratch);
-    float value = NAN; /* stays if the backend has failed */
-    op_fill(opt->be, square_sum, 0);
-    op_sum_squares(opt->be, square_sum, opt->params->grad); /* the padding between parameters stays zero */
-    backend_to_host(opt->be, &value, square_sum);
-    return sqrt((double)value);
+void optimizer_add_grad_squares(Optimizer *opt, Tensor total) {
+    op_sum_squares(opt->be, total, opt->params->grad); /* the padding between parameters stays zero */
 }
 
 /* ---- state, tensor by tensor ------------------------------------------------------------------------------------ */

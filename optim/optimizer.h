@@ -49,11 +49,11 @@ int64_t optimizer_planned_bytes(const Optimizer *opt); /* of state, scratch, and
  * rate of optimizer.lr, and AdamW's own rate follows the same schedule; grad_scale is the clipping factor. Updates
  * master weights and their working copies. observer may be NULL.
  * Gradients and grad_scale must be finite: a NaN would stay in the momentum for good, so the caller looks at
- * optimizer_grad_norm first and skips the step. */
+ * the gradient's norm first and skips the step. */
 void optimizer_step(Optimizer *opt, int64_t step, double lr, float grad_scale, UpdateObserver *observer, void *context);
 
-/* sqrt(sum g²) over all parameters, on the host (waits for the backend). Not finite if some gradient is not. */
-double optimizer_grad_norm(Optimizer *opt);
+/* total[0] += sum g² over all parameters.   total (1) f32. Not finite if some gradient is not. */
+void optimizer_add_grad_squares(Optimizer *opt, Tensor total);
 
 /* The routing table as text lines: block run, shape, optimizer, scale, decay, state bytes. */
 void optimizer_print_routes(const Optimizer *opt, FILE *out);

@@ -9,6 +9,16 @@
  *                                 below the other, as in the block)
  *
  * A head of q or k is a range of rows, so its matrix is contiguous in the host copy of the whole one.
+ *
+ * What is copied is noted as a Batch. Where ops have done their work when they return, a batch is measured at once. A
+ * device that runs asynchronously copies into pinned memory while the host goes on; when the last copy of the step has
+ * arrived, the device calls announce_copies, and that wakes the thread that measures them:
+ *
+ *      caller    add  add  add  finish   | next step ...                  | records
+ *      device      copy  copy  copy  announce_copies | next step ...      |
+ *      worker                            sleeps      | measures           | joined
+ *
+ * Until it is joined the worker owns the batches, the host copies and the records.
  */
 #include "probe/spectrum.h"
 
@@ -17,6 +27,9 @@
 #include <lapacke.h>
 #include <math.h>
 #include <omp.h>
+#include <pthread.h>
+#include <semaphore.h>
+#include <stdatomic.h>
 #include <stdlib.h>
 
 #include "core/ops.h"
@@ -148,21 +161,38 @@ static void set_blas_threads(int count) {
 
 /* ---- the probe -------------------------------------------------------------------------------------------------- */
 
+/* A run of matrices in host memory, and where its records go. */
+typedef struct {
+    int kind;
+    int64_t first_layer, layers;
+    SpectrumOf of;
+    int64_t host_offset, first_record;
+} Batch;
+
 struct SpectrumProbe {
     const ParamTable *params;
     Backend *be;
     int threads;
+    bool asynchronous; /* copies are on their way after spectrum_probe_add */
     int64_t record_count, record_capacity;
     SpectrumRecord *records;
-    int64_t host_elements; /* of the longest run */
+    int64_t batch_count; /* not measured yet; a batch has a record or more */
+    Batch *batches;
+    int64_t host_used, host_elements;
     float *host;
     int64_t workspace_size; /* doubles a thread: singular values, then spectrum_singular_values' workspace */
     double *workspaces;
     int64_t stage_elements; /* of the largest matrix */
     void *stage;            /* in the backend's memory */
+
+    pthread_t worker;
+    bool working; /* there is a worker, to be joined */
+    sem_t copied; /* posted when the copies have arrived */
+    atomic_bool has_copied;
 };
 
 enum { SPECTRUM_OF_COUNT = SPECTRUM_UPDATE + 1 };
+enum { HOST_ELEMENTS_MAX = 1 << 28 }; /* of one step's pinned copies */
 
 static int64_t largest(int64_t a, int64_t b) {
     return a > b ? a : b;
@@ -172,8 +202,75 @@ static int measured_heads(const BlockKind *kind) {
     return kind->role == ROLE_Q || kind->role == ROLE_K ? kind->heads : 0;
 }
 
+/* ---- measuring -------------------------------------------------------------------------------------------------- */
+
+static void measure(SpectrumProbe *probe, SpectrumRecord *record, const float *matrix, int64_t rows, int64_t columns) {
+    double *sigma = probe->workspaces + omp_get_thread_num() * probe->workspace_size;
+    int64_t r = smaller(rows, columns);
+    spectrum_singular_values(sigma, matrix, rows, columns, sigma + r);
+    record->spectrum = spectrum_from_values(sigma, r);
+}
+
+static void measure_batch(SpectrumProbe *probe, const Batch *batch) {
+    const BlockKind *block = &probe->params->kinds[batch->kind];
+    int64_t layers = batch->layers, rows = block->rows, columns = probe->params->params[block->param].columns;
+    int64_t heads = measured_heads(block), matrices = layers * (1 + heads);
+    SpectrumRecord *records = probe->records + batch->first_record;
+    /* the large ones first: then no thread starts one when the others have finished */
+#pragma omp parallel for schedule(dynamic) num_threads(probe->threads)
+    for (int64_t i = 0; i < matrices; i++) {
+        bool whole = i < layers;
+        int64_t layer = whole ? i : (i - layers) / heads, head = whole ? -1 : (i - layers) % heads;
+        int64_t head_rows = whole ? rows : rows / heads;
+        int64_t offset = batch->host_offset + (layer * rows + (whole ? 0 : head * head_rows)) * columns;
+        records[i] = (SpectrumRecord){
+            .kind = batch->kind, .layer = batch->first_layer + layer, .head = (int)head, .of = batch->of};
+        measure(probe, &records[i], probe->host + offset, head_rows, columns);
+    }
+}
+
+/* All that have been copied, and forgets them. */
+static void measure_batches(SpectrumProbe *probe) {
+    int blas_threads_before = blas_threads();
+    set_blas_threads(1);
+    for (int64_t i = 0; i < probe->batch_count; i++) measure_batch(probe, &probe->batches[i]);
+    set_blas_threads(blas_threads_before);
+    probe->batch_count = 0;
+    probe->host_used = 0;
+}
+
+static void measure_now(SpectrumProbe *probe) {
+    backend_sync(probe->be); /* the copies */
+    measure_batches(probe);
+}
+
+static void *work(void *argument) {
+    SpectrumProbe *probe = argument;
+    while (sem_wait(&probe->copied) != 0) continue; /* a signal's handler has run */
+    measure_batches(probe);
+    return NULL;
+}
+
+static void announce_copies(void *argument) {
+    SpectrumProbe *probe = argument;
+    atomic_store(&probe->has_copied, true);
+    sem_post(&probe->copied);
+}
+
+/* A device that has failed does not call announce_copies any more. */
+static void join_worker(SpectrumProbe *probe) {
+    if (!probe->working) return;
+    if (!atomic_load(&probe->has_copied) && backend_sync(probe->be).code) announce_copies(probe);
+    pthread_join(probe->worker, NULL);
+    probe->working = false;
+}
+
+/* ---- life ------------------------------------------------------------------------------------------------------- */
+
+/* Sizes of everything. Host copies hold the longest run at least, and more of the step's where that is of use. */
 static void plan(SpectrumProbe *probe) {
     const ParamTable *params = probe->params;
+    int64_t all_elements = 0;
     for (int i = 0; i < params->kind_count; i++) {
         const BlockKind *kind = &params->kinds[i];
         if (!params_is_hidden_matrix(kind)) continue;
@@ -185,7 +282,18 @@ static void plan(SpectrumProbe *probe) {
         probe->stage_elements = largest(probe->stage_elements, elements);
         probe->host_elements = largest(probe->host_elements, layers * elements);
         probe->workspace_size = largest(probe->workspace_size, workspace);
+        all_elements += SPECTRUM_OF_COUNT * layers * elements;
     }
+    if (probe->asynchronous)
+        probe->host_elements = largest(probe->host_elements, smaller(all_elements, HOST_ELEMENTS_MAX));
+}
+
+static bool allocate_host(SpectrumProbe *probe) {
+    probe->records = calloc((size_t)probe->record_capacity + 1, sizeof *probe->records);
+    probe->batches = calloc((size_t)probe->record_capacity + 1, sizeof *probe->batches);
+    probe->host = backend_alloc_host(probe->be, (probe->host_elements + 1) * (int64_t)sizeof *probe->host);
+    probe->workspaces = calloc((size_t)(probe->threads * probe->workspace_size) + 1, sizeof *probe->workspaces);
+    return probe->records && probe->batches && probe->host && probe->workspaces;
 }
 
 Status spectrum_probe_create(SpectrumProbe **out, const ParamTable *params, Backend *be) {
@@ -194,13 +302,13 @@ Status spectrum_probe_create(SpectrumProbe **out, const ParamTable *params, Back
     probe->params = params;
     probe->be = be;
     probe->threads = be->threads > 0 ? be->threads : omp_get_max_threads();
+    probe->asynchronous = backend_is_asynchronous(be);
+    sem_init(&probe->copied, 0, 0);
     plan(probe);
     Status status = status_ok();
-    probe->records = calloc((size_t)probe->record_capacity + 1, sizeof *probe->records);
-    probe->host = calloc((size_t)probe->host_elements + 1, sizeof *probe->host);
-    probe->workspaces = calloc((size_t)(probe->threads * probe->workspace_size) + 1, sizeof *probe->workspaces);
-    if (!probe->records || !probe->host || !probe->workspaces) {
-        status = status_error(STATUS_OUT_OF_MEMORY, "no memory for the spectrum probe's %lld bytes",
+    if (!allocate_host(probe)) {
+        status = status_error(STATUS_OUT_OF_MEMORY,
+                              "no memory for the spectrum probe's %lld bytes on the host; set probe.spectrum_every=0",
                               (long long)spectrum_probe_bytes(probe));
         goto fail;
     }
@@ -215,30 +323,26 @@ fail:
 
 void spectrum_probe_free(SpectrumProbe *probe) {
     if (!probe) return;
+    join_worker(probe);
     if (probe->stage) backend_free(probe->be, probe->stage, probe->stage_elements * dtype_size(DTYPE_F32));
+    backend_free_host(probe->be, probe->host);
+    sem_destroy(&probe->copied);
     free(probe->workspaces);
-    free(probe->host);
+    free(probe->batches);
     free(probe->records);
     free(probe);
 }
 
 int64_t spectrum_probe_bytes(const SpectrumProbe *probe) {
-    return probe->record_capacity * (int64_t)sizeof *probe->records +
+    return probe->record_capacity * (int64_t)(sizeof *probe->records + sizeof *probe->batches) +
            (probe->host_elements + probe->stage_elements) * (int64_t)sizeof *probe->host +
            probe->threads * probe->workspace_size * (int64_t)sizeof *probe->workspaces;
 }
 
-void spectrum_probe_begin(SpectrumProbe *probe) {
-    probe->record_count = 0;
-}
+/* ---- copying ---------------------------------------------------------------------------------------------------- */
 
-const SpectrumRecord *spectrum_probe_records(const SpectrumProbe *probe, int64_t *count) {
-    *count = probe->record_count;
-    return probe->records;
-}
-
-/* Every layer's whole matrix, row-major in probe->host, whatever the run's split, strides and dtype. */
-static void fetch_run(SpectrumProbe *probe, Tensor run, HeadAxis axis) {
+/* Every layer's whole matrix, row-major at `host`, whatever the run's split, strides and dtype. */
+static void fetch_run(SpectrumProbe *probe, Tensor run, HeadAxis axis, float *host) {
     int64_t heads = run.shape[1], rows = run.shape[2], columns = run.shape[3];
     int64_t elements = heads * rows * columns;
     bool in_rows = axis == HEADS_IN_ROWS;
@@ -250,42 +354,55 @@ static void fetch_run(SpectrumProbe *probe, Tensor run, HeadAxis axis) {
     }
     for (int64_t layer = 0; layer < run.shape[0]; layer++) {
         op_copy(probe->be, by_head, tensor_index(run, layer));
-        backend_to_host(probe->be, probe->host + layer * elements, whole);
+        backend_to_host_later(probe->be, host + layer * elements, whole);
     }
-}
-
-static void measure(SpectrumProbe *probe, SpectrumRecord *record, const float *matrix, int64_t rows, int64_t columns) {
-    double *sigma = probe->workspaces + omp_get_thread_num() * probe->workspace_size;
-    int64_t r = smaller(rows, columns);
-    spectrum_singular_values(sigma, matrix, rows, columns, sigma + r);
-    record->spectrum = spectrum_from_values(sigma, r);
 }
 
 void spectrum_probe_add(SpectrumProbe *probe, int kind, int64_t first_layer, BlockSplit split, Tensor run,
                         SpectrumOf of) {
     const BlockKind *block = &probe->params->kinds[kind];
     int64_t layers = run.shape[0], rows = block->rows, columns = probe->params->params[block->param].columns;
-    int64_t heads = measured_heads(block), matrices = layers * (1 + heads);
+    int64_t elements = layers * rows * columns, matrices = layers * (1 + measured_heads(block));
     CHECK(run.ndim == 4 && run.shape[1] == (split == SPLIT_PER_HEAD ? block->heads : 1) &&
               run.shape[1] * run.shape[2] * run.shape[3] == rows * columns,
           "the run is not one of %s", block->name);
-    CHECK(layers * rows * columns <= probe->host_elements, "%lld layers of %s", (long long)layers, block->name);
+    CHECK(elements <= probe->host_elements, "%lld layers of %s", (long long)layers, block->name);
     CHECK(probe->record_count + matrices <= probe->record_capacity, "%s was added twice in a step", block->name);
-    fetch_run(probe, run, block->head_axis);
+    CHECK(!probe->working, "%s was added after the step was finished", block->name);
+    if (probe->host_used + elements > probe->host_elements) measure_now(probe);
 
-    SpectrumRecord *records = probe->records + probe->record_count;
+    fetch_run(probe, run, block->head_axis, probe->host + probe->host_used);
+    probe->batches[probe->batch_count++] = (Batch){.kind = kind,
+                                                   .first_layer = first_layer,
+                                                   .layers = layers,
+                                                   .of = of,
+                                                   .host_offset = probe->host_used,
+                                                   .first_record = probe->record_count};
+    probe->host_used += elements;
     probe->record_count += matrices;
-    int blas_threads_before = blas_threads();
-    set_blas_threads(1);
-    /* the large ones first: then no thread starts one when the others have finished */
-#pragma omp parallel for schedule(dynamic) num_threads(probe->threads)
-    for (int64_t i = 0; i < matrices; i++) {
-        bool whole = i < layers;
-        int64_t layer = whole ? i : (i - layers) / heads, head = whole ? -1 : (i - layers) % heads;
-        int64_t head_rows = whole ? rows : rows / heads;
-        const float *matrix = probe->host + (layer * rows + (whole ? 0 : head * head_rows)) * columns;
-        records[i] = (SpectrumRecord){.kind = kind, .layer = first_layer + layer, .head = (int)head, .of = of};
-        measure(probe, &records[i], matrix, head_rows, columns);
-    }
-    set_blas_threads(blas_threads_before);
+    if (!probe->asynchronous) measure_batches(probe);
+}
+
+void spectrum_probe_begin(SpectrumProbe *probe) {
+    join_worker(probe);
+    probe->record_count = 0;
+}
+
+void spectrum_probe_finish(SpectrumProbe *probe) {
+    if (probe->batch_count == 0) return;
+    atomic_store(&probe->has_copied, false);
+    probe->working = pthread_create(&probe->worker, NULL, work, probe) == 0;
+    if (probe->working)
+        backend_call_later(probe->be, announce_copies, probe);
+    else
+        measure_now(probe);
+}
+
+const SpectrumRecord *spectrum_probe_records(SpectrumProbe *probe, int64_t *count) {
+    if (probe->working)
+        join_worker(probe);
+    else if (probe->batch_count > 0)
+        measure_now(probe);
+    *count = probe->record_count;
+    return probe->records;
 }

@@ -39,16 +39,23 @@ typedef struct {
 } SpectrumRecord;
 
 /* Collects the records of one step: every hidden matrix whole, and q and k also head by head. All memory is taken by
- * spectrum_probe_create: host copies of the longest run of matrices, and workspace for each thread. */
+ * spectrum_probe_create: workspace for each thread, and host copies of the longest run of matrices; on a device that
+ * runs asynchronously, of as much of a step as fits into a GiB. */
 typedef struct SpectrumProbe SpectrumProbe;
 Status spectrum_probe_create(SpectrumProbe **probe, const ParamTable *params, Backend *be);
 void spectrum_probe_free(SpectrumProbe *probe);           /* NULL is fine */
 int64_t spectrum_probe_bytes(const SpectrumProbe *probe); /* all that create took, for the plan */
 void spectrum_probe_begin(SpectrumProbe *probe);          /* forgets the records */
 
-/* Copies a run of blocks to the host and measures its matrices, in parallel. run: (layers, heads or 1, rows, columns),
- * f32 or bf16, strided, as params_block_run gives it for `split`; a run that comes split per head is put together
- * for the whole block's record. Records come in the order: whole matrices by layer, then heads by layer and head. */
+/* Copies a run of blocks to the host and measures its matrices, in parallel: now, or, on a device that runs
+ * asynchronously, once spectrum_probe_finish has been called and the device has got there. run: (layers, heads or 1,
+ * rows, columns), f32 or bf16, strided, as params_block_run gives it for `split`; a run that comes split per head is
+ * put together for the whole block's record. Records come in the order: whole matrices by layer, then heads by layer
+ * and head. */
 void spectrum_probe_add(SpectrumProbe *probe, int kind, int64_t first_layer, BlockSplit split, Tensor run,
                         SpectrumOf of);
-const SpectrumRecord *spectrum_probe_records(const SpectrumProbe *probe, int64_t *count);
+/* All matrices of the step have been added: a thread of the host measures what is still to be measured, while the
+ * caller goes on with the next step. */
+void spectrum_probe_finish(SpectrumProbe *probe);
+/* Of all matrices added, in the order of the calls. Waits for that thread. */
+const SpectrumRecord *spectrum_probe_records(SpectrumProbe *probe, int64_t *count);

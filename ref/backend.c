@@ -64,6 +64,8 @@ Status ref_backend_open(Backend *be, BackendRequest request) {
     snprintf(be->description, sizeof be->description, "plain loops in double precision, 1 thread");
     be->compute_dtype = strcmp(request.precision, "bf16") ? DTYPE_F32 : DTYPE_BF16;
     be->threads = 1;
+    be->pieces = host_pieces;
+    be->peak_size = 96;
     ref_fill_ops(&be->ops);
     return status_ok();
 }

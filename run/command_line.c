@@ -19,7 +19,7 @@ static const CommandRow command_rows[] = {
      "train; without CONFIG configs/default.json, which needs no data"},
     {"--resume", COMMAND_TRAIN, 1, 1, "--resume RUN_DIR [key=value ...]", "go on from the newest intact checkpoint"},
     {"--dry-run", COMMAND_DRY_RUN, 0, 1, "--dry-run [CONFIG.json] [key=value ...]",
-     "print resolved config, routing, memory and FLOPs"},
+     "print resolved config, routing, memory and FLOPs; of a GPU, device=cuda, also the predicted step"},
     {"sample", COMMAND_SAMPLE, 1, 1, "sample RUN_DIR [--prompt TEXT] ...", "generate text"},
     {"eval", COMMAND_EVAL, 1, 1, "eval RUN_DIR [key=value ...]", "loss over the whole validation set"},
     {"prepare", COMMAND_PREPARE, 2, 1 << 20, "prepare OUT_DIR FILE...", "text to byte-level token shards"},

@@ -11,6 +11,7 @@
 #include "model/checkpoint.h"
 #include "model/safetensors.h"
 #include "run/report.h"
+#include "run/roofline.h"
 #include "run/sample.h"
 
 #define TRAIN_GPT_VERSION "0.1.0"
@@ -20,15 +21,20 @@ void command_version(FILE *out) {
             HAVE_ONEDNN ? "oneDNN" : "CBLAS");
 }
 
+/* On cuda the plan is of the GPU that dry_run.gpu names, whether or not one is here, and comes with a prediction. */
 Status command_dry_run(const Config *config) {
+    const bool predicts = strcmp(config->device, "cuda") == 0;
     Trainer t;
-    Status status = trainer_plan(&t, config);
+    Roofline roofline = {0};
+    Status status = predicts ? trainer_plan_for_gpu(&t, config, &gpus[config->dry_run.gpu]) : trainer_plan(&t, config);
     if (status.code) goto done;
+    if (predicts && FAILED(status, roofline_predict(&t, &roofline))) goto done;
     char *json = config_to_json(config);
     printf("%s\n\n", json ? json : "");
     free(json);
     report_print_header(&t);
     report_print_plan(&t, stdout);
+    if (predicts) roofline_print(&t, &roofline, stdout);
 done:
     trainer_free(&t);
     return status;
@@ -79,6 +85,7 @@ Status command_eval(const CommandLine *line) {
     if (FAILED(status, trainer_plan_evaluation(&t, &config))) goto done;
     if (FAILED(status, trainer_allocate_evaluation(&t))) goto done;
     if (FAILED(status, load_weights(line->run_dir, &t.gpt, &state))) goto done;
+    if (t.device_note[0]) fprintf(stderr, "%s\n", t.device_note);
     if (FAILED(status, trainer_evaluate(&t, 0, &loss))) goto done;
 
     printf("%s, step %lld, on %s\n", line->run_dir, (long long)state.step, dataset_description(t.val_data));
@@ -142,6 +149,7 @@ Status command_sample(const CommandLine *line) {
     if (FAILED(status, trainer_plan_model(&t, &config, 1))) goto done;
     if (FAILED(status, trainer_allocate_evaluation(&t))) goto done;
     if (FAILED(status, load_weights(line->run_dir, &t.gpt, &state))) goto done;
+    if (t.device_note[0]) fprintf(stderr, "%s\n", t.device_note);
     status = sample_text(
         &t.gpt, tokenizer, prompt, prompt_length,
         (SampleOptions){

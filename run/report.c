@@ -57,6 +57,7 @@ void report_print_header(const Trainer *t) {
            (long long)m->layers, (long long)m->width, (long long)m->heads, (long long)m->kv_heads,
            (long long)m->mlp_width, (long long)m->context, (long long)m->vocab, (double)gpt_parameters(g) / 1e6);
     printf("device   %s, %s\n", t->backend.description, dtype_name(t->backend.compute_dtype));
+    if (t->device_note[0]) printf("         %s\n", t->device_note);
     printf("data     %s\n", dataset_description(t->train_data));
     printf("         %s\n", dataset_description(t->val_data));
     optimizer_print_routes(&t->optimizer, stdout);
@@ -141,7 +142,19 @@ static double mfu(const Trainer *t, const StepReport *r) {
     return tokens_per_second(t, r) * gpt_flops_per_token(&t->gpt) / t->peak_flops;
 }
 
+Status report_finish(Trainer *t) {
+    cJSON *line = t->pending_line;
+    if (!line) return status_ok();
+    t->pending_line = NULL;
+    add_spectrum(line, t);
+    if (!t->backend.failure.code) return metrics_write(&t->metrics, line);
+    cJSON_Delete(line); /* the device failed before it had delivered the matrices */
+    return t->backend.failure;
+}
+
 Status report_step(Trainer *t, const StepReport *r) {
+    Status status = report_finish(t); /* of the step before */
+    if (status.code) return status;
     cJSON *line = cJSON_CreateObject();
     metrics_add_number(line, "step", (double)t->step);
     metrics_add_number(line, "tokens", (double)(t->samples * t->gpt.T));
@@ -160,7 +173,8 @@ Status report_step(Trainer *t, const StepReport *r) {
     metrics_add_float(line, "optimizer_ms", (float)(1e3 * r->optimizer_seconds));
     if (r->has_spectrum) {
         metrics_add_float(line, "probe_ms", (float)(1e3 * t->probe_seconds));
-        add_spectrum(line, t);
+        t->pending_line = line;
+        return backend_is_asynchronous(&t->backend) ? status : report_finish(t);
     }
     return metrics_write(&t->metrics, line);
 }

@@ -42,11 +42,9 @@ static Status plant_fault(Backend *be, const char *fault) {
 }
 
 static Status open_backend(Trainer *t) {
-    char note[256] = "";
     BackendRequest request = {
         .device = t->config.device, .precision = t->config.precision, .threads = (int)t->config.threads};
-    Status status = backend_open(&t->backend, request, note, sizeof note);
-    if (note[0]) fprintf(stderr, "%s\n", note);
+    Status status = backend_open(&t->backend, request, t->device_note, sizeof t->device_note);
     if (status.code) return status;
     t->backend.profile = t->config.profile;
     t->backend.scan_nan = t->config.debug.scan_nan;
@@ -68,9 +66,9 @@ Status trainer_plan_evaluation(Trainer *t, const Config *config) {
     return status.code ? status : open_data(&t->val_data, &t->config, t->config.data.val, true);
 }
 
-Status trainer_plan(Trainer *t, const Config *config) {
+/* What training needs beside model and validation data. */
+static Status plan_training(Trainer *t) {
     Status status;
-    if (FAILED(status, trainer_plan_evaluation(t, config))) return status;
     if (FAILED(status, open_data(&t->train_data, &t->config, t->config.data.train, false))) return status;
     if (FAILED(status, optimizer_plan(&t->optimizer, &t->gpt.params, &t->config.optimizer, &t->backend))) return status;
     if (t->config.probe.spectrum_every > 0)
@@ -79,21 +77,46 @@ Status trainer_plan(Trainer *t, const Config *config) {
     return status;
 }
 
+Status trainer_plan(Trainer *t, const Config *config) {
+    Status status = trainer_plan_evaluation(t, config);
+    return status.code ? status : plan_training(t);
+}
+
+Status trainer_plan_for_gpu(Trainer *t, const Config *config, const Gpu *gpu) {
+    Status status;
+    *t = (Trainer){.config = *config};
+    if (FAILED(status, cost_backend_open(&t->backend, gpu, config->precision))) return status;
+    if (FAILED(status, gpt_plan(&t->gpt, &t->config.model, config->train.micro_batch, &t->backend))) return status;
+    if (FAILED(status, open_data(&t->val_data, &t->config, t->config.data.val, true))) return status;
+    return plan_training(t);
+}
+
 static Status allocate_host_buffers(Trainer *t) {
     const Gpt *g = &t->gpt;
     t->tokens = calloc((size_t)g->N, sizeof *t->tokens);
     t->targets = calloc((size_t)g->N, sizeof *t->targets);
-    t->max_logit = calloc((size_t)(g->L * g->H), sizeof *t->max_logit);
-    t->max_abs = calloc((size_t)(g->L * g->H), sizeof *t->max_abs);
+    t->statistics = calloc((size_t)tensor_numel(g->statistics), sizeof *t->statistics);
     t->clips = calloc((size_t)(g->L * g->H), sizeof *t->clips);
-    if (t->tokens && t->targets && t->max_logit && t->max_abs && t->clips) return status_ok();
+    if (t->tokens && t->targets && t->statistics && t->clips) return status_ok();
     return status_error(STATUS_OUT_OF_MEMORY, "no memory for a batch of %lld tokens on the host", (long long)g->N);
+}
+
+/* Host copy of one of the model's statistics. */
+static float *host_statistic(const Trainer *t, Tensor part) {
+    return t->statistics + ((const float *)part.data - (const float *)t->gpt.statistics.data);
+}
+
+static int64_t planned_bytes(const Trainer *t) {
+    return gpt_planned_bytes(&t->gpt) + optimizer_planned_bytes(&t->optimizer) +
+           backend_scratch_bytes(&t->backend, gpt_op_limits(&t->gpt));
 }
 
 Status trainer_allocate_evaluation(Trainer *t) {
     Status status;
+    t->backend.planned_bytes = planned_bytes(t);
     if (FAILED(status, allocate_host_buffers(t))) return status;
     if (FAILED(status, gpt_allocate(&t->gpt))) return status;
+    t->max_logit = host_statistic(t, t->gpt.max_logit);
     return backend_reserve(&t->backend, gpt_op_limits(&t->gpt));
 }
 
@@ -108,9 +131,9 @@ void trainer_free(Trainer *t) {
     metrics_close(&t->metrics);
     free(t->tokens);
     free(t->targets);
-    free(t->max_logit);
-    free(t->max_abs);
+    free(t->statistics);
     free(t->clips);
+    cJSON_Delete(t->pending_line);
     spectrum_probe_free(t->spectrum);
     optimizer_free(&t->optimizer);
     gpt_free(&t->gpt);
@@ -284,17 +307,33 @@ static double max_of(const float *values, int64_t count) {
     return (double)max;
 }
 
+/* Of the optimizer step whose end has been waited for; NaN: the step was refused, or it is the first. */
+static double take_optimizer_seconds(Trainer *t) {
+    if (!t->optimizer_pending) return (double)NAN;
+    t->optimizer_pending = false;
+    return backend_elapsed(&t->backend, MARK_OPTIMIZER_BEGIN, MARK_OPTIMIZER_END);
+}
+
 Status trainer_read_step(Trainer *t, StepReport *r) {
     Gpt *g = &t->gpt;
-    float loss_sum = 0;
-    r->grad_norm = optimizer_grad_norm(&t->optimizer);
-    backend_to_host(&t->backend, &loss_sum, g->loss_sum);
-    backend_to_host(&t->backend, t->max_logit, g->max_logit);
-    backend_to_host(&t->backend, t->max_abs, g->max_abs);
-    r->loss = (double)loss_sum / (double)(t->config.train.batch * g->T);
+    optimizer_add_grad_squares(&t->optimizer, g->grad_square_sum);
+    backend_to_host(&t->backend, t->statistics, g->statistics);
+    r->loss = (double)*host_statistic(t, g->loss_sum) / (double)(t->config.train.batch * g->T);
+    r->grad_norm = sqrt((double)*host_statistic(t, g->grad_square_sum));
     r->max_logit = max_of(t->max_logit, g->L * g->H);
-    r->max_abs = max_of(t->max_abs, g->L * g->H);
-    return backend_sync(&t->backend);
+    r->max_abs = max_of(host_statistic(t, g->max_abs), g->L * g->H);
+    if (backend_is_asynchronous(&t->backend)) r->optimizer_seconds = take_optimizer_seconds(t);
+    return t->backend.failure;
+}
+
+void trainer_start_optimizer(Trainer *t) {
+    backend_mark(&t->backend, MARK_OPTIMIZER_BEGIN);
+}
+
+void trainer_stop_optimizer(Trainer *t, StepReport *r) {
+    backend_mark(&t->backend, MARK_OPTIMIZER_END);
+    t->optimizer_pending = true;
+    if (!backend_is_asynchronous(&t->backend)) r->optimizer_seconds = take_optimizer_seconds(t) - t->probe_seconds;
 }
 
 float trainer_grad_scale(const Trainer *t, double grad_norm) {
@@ -329,6 +368,7 @@ void trainer_measure_weights(Trainer *t) {
         Tensor run = params_block_run(params, params->master, kind, 0, params_kind_layers(params, kind), SPLIT_WHOLE);
         spectrum_probe_add(t->spectrum, kind, 0, SPLIT_WHOLE, run, SPECTRUM_WEIGHT);
     }
+    spectrum_probe_finish(t->spectrum);
     t->probe_seconds += clock_seconds() - start;
 }
 

@@ -7,6 +7,7 @@
 #pragma once
 
 #include "core/config.h"
+#include "core/cost.h"
 #include "core/metrics.h"
 #include "data/dataset.h"
 #include "model/gpt.h"
@@ -29,13 +30,16 @@ typedef struct {
     int64_t updates; /* steps that changed the weights: AdamW's t */
     int64_t samples; /* training sequences seen */
 
+    char device_note[256]; /* why device=auto passed over a faster device; "" if it did not */
     double peak_flops;
-    double probe_seconds;      /* spent on spectra in this step */
+    double probe_seconds;      /* the host's, spent on spectra in this step */
+    bool optimizer_pending;    /* the device has marked an optimizer step that has not been reported */
+    cJSON *pending_line;       /* of metrics.jsonl: a step's, until its spectra have been computed; or NULL */
     int64_t base_memory;       /* resident before the run's own allocations: program, libraries, data tables */
     int32_t *tokens, *targets; /* (micro_batch, context) on the host */
-    float *max_logit;          /* (layers, heads) of this step, on the host */
-    float *max_abs;
-    ClipEvent *clips; /* room for layers * heads */
+    float *statistics;         /* the model's, on the host */
+    float *max_logit;          /* within them: (layers, heads) of this step */
+    ClipEvent *clips;          /* room for layers * heads */
 } Trainer;
 
 /* What happened in one step: filled by the loop, printed and logged by report.h. */
@@ -46,11 +50,14 @@ typedef struct {
     bool has_spectrum; /* the spectrum probe holds records of this step */
     bool evaluated;    /* there is a val_loss; it may be NaN */
     double val_loss;
-    double step_seconds, optimizer_seconds; /* without the probe's */
+    double step_seconds;      /* without the probe's */
+    double optimizer_seconds; /* of this step; of the step before where the device runs asynchronously; NaN: unknown */
 } StepReport;
 
 /* Backend, data, model and optimizer planned, nothing allocated: what --dry-run shows. */
 Status trainer_plan(Trainer *t, const Config *config);
+/* The same on a GPU that need not be here: what it allocates is never touched, and its ops only count (core/cost.h). */
+Status trainer_plan_for_gpu(Trainer *t, const Config *config, const Gpu *gpu);
 /* Allocates and initialises everything, from the seed. After trainer_plan. */
 Status trainer_allocate(Trainer *t);
 /* Parts of the two for programs that do not train: a model alone, or with its validation data; no training data, no
@@ -70,6 +77,10 @@ void trainer_free(Trainer *t);
 Status trainer_load_batch(Trainer *t);
 /* Waits for the step's forward and backward and reads loss, gradient norm and MaxLogit: the one host sync of a step. */
 Status trainer_read_step(Trainer *t, StepReport *r);
+/* Around optimizer and QK-Clip, whose time the report gets: now, or with the next trainer_read_step on a device that
+ * runs asynchronously and has only begun. */
+void trainer_start_optimizer(Trainer *t);
+void trainer_stop_optimizer(Trainer *t, StepReport *r);
 /* Factor that brings a gradient of this norm down to train.grad_clip. */
 float trainer_grad_scale(const Trainer *t, double grad_norm);
 double trainer_lr(const Trainer *t, int64_t step);

@@ -117,13 +117,22 @@ Tensor test_random(Backend *be, DType dtype, Shape shape, uint64_t seed) {
     return t;
 }
 
-Tensor test_random_strided(Backend *be, DType dtype, Shape shape, uint64_t seed) {
+/* With `margin` elements in front of each dimension but the first, and twice as many behind. */
+static Tensor random_view(Backend *be, DType dtype, Shape shape, int64_t margin, uint64_t seed) {
     Shape whole = shape;
-    for (int i = 1; i < shape.ndim; i++) whole.size[i] += 3;
+    for (int i = 1; i < shape.ndim; i++) whole.size[i] += 3 * margin;
     Tensor t = test_zeros(be, dtype, whole);
-    for (int i = 1; i < shape.ndim; i++) t = tensor_slice(t, i, 1, shape.size[i]);
+    for (int i = 1; i < shape.ndim; i++) t = tensor_slice(t, i, margin, shape.size[i]);
     fill_random(be, t, seed);
     return t;
+}
+
+Tensor test_random_strided(Backend *be, DType dtype, Shape shape, uint64_t seed) {
+    return random_view(be, dtype, shape, 1, seed);
+}
+
+Tensor test_random_aligned(Backend *be, DType dtype, Shape shape, uint64_t seed) {
+    return random_view(be, dtype, shape, 8, seed);
 }
 
 Tensor test_random_tokens(Backend *be, Shape shape, int64_t low, int64_t high, uint64_t seed) {

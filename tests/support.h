@@ -51,6 +51,8 @@ Tensor test_zeros(Backend *be, DType dtype, Shape shape);
 Tensor test_random(Backend *be, DType dtype, Shape shape, uint64_t seed); /* uniform in [-1, 1) */
 /* The same values at odd strides: a view whose every dimension but the first is part of a longer one. */
 Tensor test_random_strided(Backend *be, DType dtype, Shape shape, uint64_t seed);
+/* Such a view at strides of whole 16 bytes, and beginning on 16 bytes: what vector code takes. */
+Tensor test_random_aligned(Backend *be, DType dtype, Shape shape, uint64_t seed);
 /* i32 in [low, high). */
 Tensor test_random_tokens(Backend *be, Shape shape, int64_t low, int64_t high, uint64_t seed);
 

@@ -67,6 +67,67 @@ static void memory_that_cannot_be_had_is_named_with_its_purpose_and_size(void **
     test_close(&be);
 }
 
+static int64_t little_is_free(Backend *be) {
+    (void)be;
+    return 5 << 20;
+}
+
+static void out_of_memory_tells_what_is_free_and_planned_and_which_option_lowers_it(void **state) {
+    (void)state;
+    Backend be;
+    test_open(&be, "ref", "fp32");
+    be.ops.alloc = no_memory;
+    void *memory;
+    assert_non_null(strstr(backend_alloc(&be, &memory, 1 << 30, "weights").message, " GiB is free")); /* of the host */
+    be.ops.free_bytes = little_is_free;
+    be.planned_bytes = (int64_t)3 << 30;
+    assert_fails(backend_alloc(&be, &memory, 1 << 30, "activations"), STATUS_OUT_OF_MEMORY,
+                 "activations needs 1.00 GiB of 3.00 GiB that the run plans in all, and 5.00 MiB is free; lower "
+                 "train.micro_batch or model.context");
+    assert_non_null(strstr(backend_alloc(&be, &memory, 1, "spectrum probe").message, "probe.spectrum_every=0"));
+    assert_non_null(strstr(backend_alloc(&be, &memory, 1, "the triad").message, "lower train.micro_batch"));
+    test_close(&be);
+}
+
+/* ---- waiting ---------------------------------------------------------------------------------------------------- */
+
+static void note_call(void *called) {
+    *(bool *)called = true;
+}
+
+static void where_ops_are_done_when_they_return_later_is_now(void **state) {
+    (void)state;
+    Backend be;
+    test_open(&be, "ref", "fp32");
+    assert_false(backend_is_asynchronous(&be));
+    Tensor x = test_random(&be, DTYPE_F32, shape1(5), 1);
+    float *host = backend_alloc_host(&be, tensor_bytes(x));
+    bool called = false;
+    backend_mark(&be, MARK_OPTIMIZER_BEGIN);
+    backend_to_host_later(&be, host, x);
+    assert_memory_equal(host, x.data, (size_t)tensor_bytes(x));
+    backend_call_later(&be, note_call, &called);
+    assert_true(called);
+    backend_mark(&be, MARK_OPTIMIZER_END);
+    assert_true(backend_elapsed(&be, MARK_OPTIMIZER_BEGIN, MARK_OPTIMIZER_END) >= 0);
+    backend_free_host(&be, host);
+    test_close(&be);
+}
+
+static void every_read_back_and_sync_counts_as_a_wait(void **state) {
+    (void)state;
+    Backend be;
+    test_open(&be, "ref", "fp32");
+    Tensor x = test_random(&be, DTYPE_F32, shape1(5), 1);
+    float host[5];
+    const int64_t before = be.waits;
+    backend_to_host(&be, host, x);
+    assert_ok(backend_sync(&be));
+    backend_to_host_later(&be, host, x);
+    assert_int_equal(be.waits - before, 2);
+    test_close(&be);
+}
+
 /* ---- arenas ----------------------------------------------------------------------------------------------------- */
 
 typedef struct {
@@ -269,6 +330,9 @@ int main(void) {
         cmocka_unit_test(ref_stores_fp32_unless_bf16_is_asked_for),
         cmocka_unit_test(the_peak_rate_is_measured_without_a_trace_in_the_profile),
         cmocka_unit_test(memory_that_cannot_be_had_is_named_with_its_purpose_and_size),
+        cmocka_unit_test(out_of_memory_tells_what_is_free_and_planned_and_which_option_lowers_it),
+        cmocka_unit_test(where_ops_are_done_when_they_return_later_is_now),
+        cmocka_unit_test(every_read_back_and_sync_counts_as_a_wait),
         cmocka_unit_test(an_arena_allocates_what_it_measured),
         cmocka_unit_test(an_empty_arena_can_be_allocated),
         cmocka_unit_test(a_layout_too_large_to_count_is_out_of_memory),

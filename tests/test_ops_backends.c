@@ -14,10 +14,11 @@
 
 #include "core/ops.h"
 
-static const char *const devices[] = {"cpu"};
+static const char *const devices[] = {"cpu", "cuda"};
 
 /* Large enough for every shape below. */
-static const OpLimits limits = {.width = 300, .vocab = 300, .batch = 2, .context = 140, .heads = 6, .head_size = 64};
+static const OpLimits limits = {
+    .width = 30000, .vocab = 5003, .batch = 2, .context = 700, .heads = 6, .head_size = 264};
 
 /* ---- two backends side by side ---------------------------------------------------------------------------------- */
 
@@ -42,6 +43,7 @@ typedef struct {
     double slack_f32, slack_bf16; /* what outputs of that type may differ by on top of tolerance_of */
     DType dtype;                  /* of activations */
     bool strided;                 /* where the contract allows it */
+    bool aligned;                 /* strided views on 16-byte boundaries */
     bool optional;                /* pass the optional arguments */
     bool poison;                  /* the first input holds a NaN */
     int variant;                  /* of the op: what it means is up to the op */
@@ -50,7 +52,9 @@ typedef struct {
 typedef void (*Run)(Side *, const Trial *);
 
 static Tensor input(Side *s, const Trial *t, DType dtype, Shape shape, uint64_t seed) {
-    return t->strided ? test_random_strided(&s->be, dtype, shape, seed) : test_random(&s->be, dtype, shape, seed);
+    if (!t->strided) return test_random(&s->be, dtype, shape, seed);
+    return t->aligned ? test_random_aligned(&s->be, dtype, shape, seed)
+                      : test_random_strided(&s->be, dtype, shape, seed);
 }
 
 /* The input that poison goes into, in its middle. */
@@ -109,20 +113,25 @@ static void compare_flags(const char *op, Run run, Trial t) {
     }
 }
 
-/* One row, one column, less than a SIMD vector, no multiple of one, several tiles. */
+/* One row, one column, less than a SIMD vector, no multiple of one, rows of whole 16 bytes, several tiles. */
 static const Trial matrices[] = {
-    {.n = 1, .i = 1, .o = 1},   {.n = 1, .i = 100, .o = 7},  {.n = 7, .i = 1, .o = 33},
-    {.n = 5, .i = 7, .o = 100}, {.n = 33, .i = 33, .o = 33}, {.n = 70, .i = 257, .o = 40},
+    {.n = 1, .i = 1, .o = 1},    {.n = 1, .i = 100, .o = 7},  {.n = 7, .i = 1, .o = 33},    {.n = 5, .i = 7, .o = 100},
+    {.n = 33, .i = 33, .o = 33}, {.n = 24, .i = 72, .o = 40}, {.n = 70, .i = 257, .o = 40},
 };
 enum { MATRICES = sizeof matrices / sizeof matrices[0] };
 
-static void compare_matrices(const char *op, Run run, int variants) {
+static void compare_matrices_within(double slack_bf16, const char *op, Run run, int variants) {
     for (int m = 0; m < MATRICES; m++)
         for (int variant = 0; variant < variants; variant++) {
             Trial t = matrices[m];
             t.variant = variant;
+            t.slack_bf16 = slack_bf16;
             compare_flags(op, run, t);
         }
+}
+
+static void compare_matrices(const char *op, Run run, int variants) {
+    compare_matrices_within(0, op, run, variants);
 }
 
 /* ---- moving ----------------------------------------------------------------------------------------------------- */
@@ -187,8 +196,8 @@ static void run_matmul_gram(Side *s, const Trial *t) {
 }
 
 /* Six symmetric matrices, the same on both sides. */
-static Tensor symmetric(Side *s, const Trial *t) {
-    Tensor x = input(s, t, t->dtype, shape4(2, 3, t->n, t->n), 2);
+static Tensor symmetric(Side *s, const Trial *t, DType dtype) {
+    Tensor x = input(s, t, dtype, shape4(2, 3, t->n, t->n), 2);
     double *values = test_read(&s->be, x);
     for (int64_t i = 0; i < tensor_numel(x); i++) {
         int64_t row = i / t->n % t->n, column = i % t->n;
@@ -198,26 +207,34 @@ static Tensor symmetric(Side *s, const Trial *t) {
     return x;
 }
 
-/* Variants: 1 transposes a, 2 writes over the addend. */
+/* Variants: 1 transposes a, 2 writes over the addend, 4 gives an f32 result. */
 static void run_matmul_symmetric(Side *s, const Trial *t) {
+    DType to = t->variant & 4 ? DTYPE_F32 : t->dtype;
     Tensor a = t->variant & 1 ? tensor_transpose(input(s, t, t->dtype, shape4(2, 3, t->i, t->n), 1))
                               : input(s, t, t->dtype, shape4(2, 3, t->n, t->i), 1);
-    Tensor addend = symmetric(s, t);
-    Tensor out = t->variant & 2 ? addend : input(s, t, t->dtype, shape4(2, 3, t->n, t->n), 3);
+    Tensor addend = symmetric(s, t, to);
+    Tensor out = t->variant & 2 ? addend : input(s, t, to, shape4(2, 3, t->n, t->n), 3);
     if (!t->optional && !(t->variant & 2)) addend = tensor_none();
     op_matmul_symmetric(&s->be, output(s, out), poisoned(s, t, a), addend, (MatmulScale){.alpha = 0.7f, .beta = -1.3f});
 }
 
 static void matmul_symmetric_matches_ref(void **state) {
     (void)state;
-    compare_matrices("matmul_symmetric", run_matmul_symmetric, 4);
+    compare_matrices("matmul_symmetric", run_matmul_symmetric, 8);
     compare_flags("matmul_symmetric of many blocks", run_matmul_symmetric, (Trial){.n = 283, .i = 9});
+    for (int variant = 0; variant < 8; variant++) {
+        Trial t = {.n = 136, .i = 40, .dtype = DTYPE_BF16, .optional = variant & 1, .variant = variant};
+        compare("matmul_symmetric of tensor-core tiles", run_matmul_symmetric, t);
+        t.n = 200, t.i = 152;
+        compare("matmul_symmetric of large tensor-core tiles", run_matmul_symmetric, t);
+    }
 }
 
 static void matmul_matches_ref(void **state) {
     (void)state;
-    for (int m = 1; m < MATRICES; m += 2) {
-        Trial t = matrices[m];
+    static const int some[] = {1, 3, 5, 6};
+    for (int i = 0; i < 4; i++) {
+        Trial t = matrices[some[i]];
         for (t.variant = 0; t.variant < 16; t.variant++) compare_flags("matmul", run_matmul, t);
     }
     compare_matrices("matmul in two dimensions", run_matmul_2d, 1);
@@ -263,11 +280,15 @@ static void run_linear_gelu_grad(Side *s, const Trial *t) {
     op_linear_gelu_grad(&s->be, dpre, dout, w, pre);
 }
 
+/* A backend may round the bias: half a unit of what is below 1 is 2^-9. gelu makes 1.13 times as much of it; and where
+ * it is flat, for x from -4 to -2, the rounding of its input is up to 1e-4 more than that of its result. */
+static const double bias_rounding = 1.0 / 512, bias_rounding_gelu = 1.13 / 512 + 1e-4;
+
 static void linear_matches_ref(void **state) {
     (void)state;
-    compare_matrices("linear", run_linear, 3);
+    compare_matrices_within(bias_rounding, "linear", run_linear, 3);
     compare_matrices("linear_grad", run_linear_grad, 2);
-    compare_matrices("linear_gelu", run_linear_gelu, 1);
+    compare_matrices_within(bias_rounding_gelu, "linear_gelu", run_linear_gelu, 1);
     compare_matrices("linear_gelu_grad", run_linear_gelu_grad, 1);
 }
 
@@ -380,6 +401,7 @@ static const Trial attentions[] = {
     {.b = 1, .t = 33, .h = 6, .k = 2, .d = 16, .e = 16},
     {.b = 1, .t = 65, .h = 2, .k = 1, .d = 33, .e = 7},
     {.b = 1, .t = 130, .h = 1, .k = 1, .d = 64, .e = 64},
+    {.b = 1, .t = 135, .h = 3, .k = 1, .d = 80, .e = 72},
     {.b = 2, .t = 17, .h = 4, .k = 4, .d = 5, .e = 9, .softcap = 0.5f},
 };
 enum { ATTENTIONS = sizeof attentions / sizeof attentions[0] };
@@ -476,6 +498,22 @@ static void a_nan_in_attention_reaches_no_earlier_query(void **state) {
         }
 }
 
+/* One for each padding of a GPU's tiles, with rows of whole 16 bytes and without, and one beyond what its kernels on
+ * tensor cores take. */
+static void attention_of_every_head_size_matches_ref(void **state) {
+    (void)state;
+    static const int64_t sizes[] = {32, 64, 96, 128, 192, 256, 264};
+    for (int i = 0; i < (int)(sizeof sizes / sizeof sizes[0]); i++)
+        for (int variant = 0; variant < 4; variant++) {
+            Trial t = {.b = 1, .t = 70, .h = 2, .k = 1, .d = sizes[i], .e = sizes[i] - 8, .dtype = DTYPE_BF16};
+            t.strided = variant & 1;
+            t.softcap = variant & 2 ? 0.5f : 0;
+            t.slack_bf16 = attention_slack_bf16;
+            compare("attention", run_attention, t);
+            compare("attention_grad", run_attention_grad, t);
+        }
+}
+
 /* ---- mlp and loss ----------------------------------------------------------------------------------------------- */
 
 /* Into the flat tails of the nonlinearities too. */
@@ -484,11 +522,18 @@ static Tensor wide(Side *s, Tensor x) {
     return x;
 }
 
+/* Contiguous, but `strided` begins it in the middle of 16 bytes. */
+static Tensor mlp_tensor(Side *s, const Trial *t, uint64_t seed) {
+    if (!t->strided) return test_random(&s->be, t->dtype, shape2(t->n, t->i), seed);
+    Tensor longer = test_random(&s->be, t->dtype, shape1(t->n * t->i + 1), seed);
+    return tensor_as_2d(tensor_slice(longer, 0, 1, t->n * t->i), t->n, t->i);
+}
+
 static void run_gelu(Side *s, const Trial *t) {
-    Tensor x = poisoned(s, t, wide(s, test_random(&s->be, t->dtype, shape2(t->n, t->i), 1)));
-    Tensor dout = test_random(&s->be, t->dtype, shape2(t->n, t->i), 2);
-    op_gelu(&s->be, output(s, test_random(&s->be, t->dtype, shape2(t->n, t->i), 3)), x);
-    op_gelu_grad(&s->be, output(s, t->variant ? dout : test_random(&s->be, t->dtype, shape2(t->n, t->i), 4)), dout, x);
+    Tensor x = poisoned(s, t, wide(s, mlp_tensor(s, t, 1)));
+    Tensor dout = mlp_tensor(s, t, 2);
+    op_gelu(&s->be, output(s, mlp_tensor(s, t, 3)), x);
+    op_gelu_grad(&s->be, output(s, t->variant ? dout : mlp_tensor(s, t, 4)), dout, x);
 }
 
 static void run_swiglu(Side *s, const Trial *t) {
@@ -553,25 +598,76 @@ static void run_momentum(Side *s, const Trial *t) {
     op_momentum(&s->be, u, m, poisoned(s, t, state_of(s, t, 3)), step);
 }
 
-/* Variants: 1 is in place, 2 reads the other dtype. */
+/* Variants: 1 is in place, 2 reads fp32, 3 writes fp32. */
 static void run_normalize(Side *s, const Trial *t) {
-    DType from = t->variant == 2 ? DTYPE_F32 : t->dtype;
+    DType from = t->variant == 2 ? DTYPE_F32 : t->dtype, to = t->variant == 3 ? DTYPE_F32 : t->dtype;
     Tensor x = poisoned(s, t, input(s, t, from, shape3(2, t->n, t->i), 1));
-    Tensor out = t->variant == 1 ? x : input(s, t, t->dtype, shape3(2, t->n, t->i), 2);
+    Tensor out = t->variant == 1 ? x : input(s, t, to, shape3(2, t->n, t->i), 2);
     op_normalize(&s->be, output(s, out), x, 1e-7f);
 }
 
+/* Variants: 1 has an update of the other dtype. */
 static void run_apply_update(Side *s, const Trial *t) {
+    DType of_update = (t->dtype == DTYPE_BF16) == (t->variant == 0) ? DTYPE_BF16 : DTYPE_F32;
     Tensor w = output(s, state_of(s, t, 1)), copy = copy_of(s, t, 2);
-    op_apply_update(&s->be, w, copy, poisoned(s, t, input(s, t, t->dtype, shape3(2, t->n, t->i), 3)), 0.9f, 0.3f);
+    op_apply_update(&s->be, w, copy, poisoned(s, t, input(s, t, of_update, shape3(2, t->n, t->i), 3)), 0.9f, 0.3f);
 }
 
 static void optimizer_ops_match_ref(void **state) {
     (void)state;
     compare_matrices("adamw", run_adamw, 1);
     compare_matrices("momentum", run_momentum, 4);
-    compare_matrices("normalize", run_normalize, 3);
-    compare_matrices("apply_update", run_apply_update, 1);
+    compare_matrices("normalize", run_normalize, 4);
+    compare_matrices("apply_update", run_apply_update, 2);
+}
+
+/* ---- shapes that a GPU cuts up otherwise ------------------------------------------------------------------------ */
+
+/* Views of rows of whole 16 bytes. */
+static void aligned_views_match_ref(void **state) {
+    (void)state;
+    Trial t = {.n = 40, .i = 64, .aligned = true};
+    compare_flags("fill", run_fill, t);
+    compare_flags("scale", run_scale, t);
+    compare_flags("sum", run_sums, t);
+    compare_flags("adamw", run_adamw, t);
+    for (t.variant = 0; t.variant < 4; t.variant++) compare_flags("normalize", run_normalize, t);
+    for (t.variant = 0; t.variant < 2; t.variant++) {
+        compare_flags("apply_update", run_apply_update, t);
+        compare_flags("copy", run_copy, t);
+        compare_flags("momentum", run_momentum, t);
+        compare_flags("rope", run_rope, t);
+        compare_flags("rmsnorm", run_rmsnorm, t);
+        compare_flags("rmsnorm_grad", run_rmsnorm_grad, t);
+    }
+}
+
+/* Rows that a few threads share, more rows than a grid of fixed size takes at once, and rows too long for one block's
+ * registers or shared memory. */
+static void norms_of_short_many_or_long_rows_match_ref(void **state) {
+    (void)state;
+    Trial shortest = {.n = 9, .i = 16}, many = {.n = 520, .i = 264}, longest = {.n = 3, .i = 30000};
+    compare_flags("layernorm of short rows", run_layernorm, shortest);
+    compare_flags("layernorm_grad of short rows", run_layernorm_grad, shortest);
+    compare_flags("rmsnorm_grad of many rows", run_rmsnorm_grad, many);
+    compare_flags("layernorm_grad of many rows", run_layernorm_grad, many);
+    compare_flags("layernorm of long rows", run_layernorm, longest);
+    compare_flags("layernorm_grad of long rows", run_layernorm_grad, longest);
+    compare_flags("rmsnorm of long rows", run_rmsnorm, longest);
+    compare_flags("rmsnorm_grad of long rows", run_rmsnorm_grad, longest);
+}
+
+/* Many rare tokens, whose numbers have two digits of 8 bits, and two tokens with hundreds of rows each to sum. */
+static void embed_grad_of_many_tokens_matches_ref(void **state) {
+    (void)state;
+    compare_flags("embed_grad of rare tokens", run_embed_grad, (Trial){.n = 450, .i = 264, .o = 300});
+    compare_flags("embed_grad of frequent tokens", run_embed_grad, (Trial){.n = 150, .i = 16, .o = 2});
+}
+
+static void long_rows_of_logits_and_large_sums_match_ref(void **state) {
+    (void)state;
+    compare_flags("cross_entropy of a large vocabulary", run_cross_entropy, (Trial){.n = 5, .i = 5003});
+    compare_flags("sum of many parts", run_sums, (Trial){.n = 523, .i = 513});
 }
 
 /* ---- groups ----------------------------------------------------------------------------------------------------- */
@@ -618,9 +714,14 @@ int main(void) {
         cmocka_unit_test(attention_matches_ref),
         cmocka_unit_test(attention_with_large_rising_logits_matches_ref),
         cmocka_unit_test(a_nan_in_attention_reaches_no_earlier_query),
+        cmocka_unit_test(attention_of_every_head_size_matches_ref),
         cmocka_unit_test(nonlinearities_match_ref),
         cmocka_unit_test(cross_entropy_matches_ref),
         cmocka_unit_test(optimizer_ops_match_ref),
+        cmocka_unit_test(aligned_views_match_ref),
+        cmocka_unit_test(norms_of_short_many_or_long_rows_match_ref),
+        cmocka_unit_test(embed_grad_of_many_tokens_matches_ref),
+        cmocka_unit_test(long_rows_of_logits_and_large_sums_match_ref),
     };
     int failures = 0;
     for (size_t i = 0; i < sizeof devices / sizeof devices[0]; i++) {
