@@ -2,6 +2,7 @@
 #
 # build/ mirrors the sources. Variables a user may set:
 #   CC=gcc|clang   ARCH=native|x86-64-v3|...   GEMM=onednn|cblas   SANITIZE=1   BUILD=folder   V=1 shows the commands
+#   CUDA=auto|0|folder of a CUDA toolkit (auto: where nvcc is, in the PATH or /usr/local/cuda)
 #
 # `make quickstart` and `make test` install what is missing first (scripts/setup.sh) and then call make again, so that
 # the choices below are made with everything in place. Plain `make` installs nothing.
@@ -9,17 +10,35 @@
 ifeq ($(origin CC),default)
 CC       := gcc
 endif
+ifeq ($(origin CXX),default)
+CXX      := g++
+endif
 ARCH     ?= native
 SANITIZE ?=
 BUILD    ?= $(if $(SANITIZE),build/sanitize,build)
 JOBS     ?= $(shell nproc)
 
+# The CUDA toolkit, if there is one. A sanitizer build leaves the backend out: its host compiler's flags are not ours.
+CUDA     ?= auto
+ifeq ($(CUDA),auto)
+NVCC     := $(firstword $(shell command -v nvcc) $(wildcard /usr/local/cuda/bin/nvcc))
+else ifneq ($(CUDA),0)
+NVCC     := $(or $(wildcard $(CUDA)/bin/nvcc),$(error CUDA=$(CUDA): there is no $(CUDA)/bin/nvcc))
+endif
+TOOLKIT  := $(if $(NVCC),$(patsubst %/bin/,%,$(dir $(realpath $(NVCC)))))
+BUILD_CUDA := $(if $(SANITIZE),,$(NVCC))
+
 MODULES  := core ref cpu cuda model optim probe data run
 SOURCES  := $(foreach m,$(MODULES),$(sort $(wildcard $(m)/*.c)))
-OBJECTS  := $(SOURCES:%.c=$(BUILD)/%.o)
+HOST_OBJECTS := $(patsubst %.c,$(BUILD)/%.o,$(filter-out cuda/none.c,$(SOURCES)))
+CUDA_SOURCES := $(sort $(wildcard cuda/*.cu))
+CUDA_OBJECTS := $(if $(BUILD_CUDA),$(CUDA_SOURCES:%.cu=$(BUILD)/%.o),$(BUILD)/cuda/none.o)
+OBJECTS  := $(HOST_OBJECTS) $(CUDA_OBJECTS)
 TESTS    := $(patsubst %.c,$(BUILD)/%,$(sort $(wildcard tests/test_*.c)))
 BENCH    := $(sort $(wildcard bench/*.c))
 HEADERS  := $(wildcard $(addsuffix /*.h,$(MODULES) tests bench))
+FORMATTED := $(SOURCES) $(HEADERS) $(BENCH) $(wildcard train_gpt.c tests/*.c cuda/*.cu cuda/*.cuh \
+                $(foreach d,tests/cuda_on_cpu tests/cuda_on_cpu/shim tests/cuda_on_cpu/faults,$(d)/*.c $(d)/*.cc $(d)/*.cu $(d)/*.h))
 SCRIPTS  := $(sort $(wildcard scripts/*.sh)) .ci/run
 
 PREPROCESS := $(CC) $(CPPFLAGS) -E
@@ -42,9 +61,17 @@ FLOATING := -fno-math-errno -fno-trapping-math -ffp-contract=fast
 CPPFLAGS += -I. -D_GNU_SOURCE -DHAVE_ONEDNN=$(if $(filter onednn,$(GEMM)),1,0)
 CFLAGS   += -std=c11 -g $(OPTIMIZE) $(ARCHFLAG) -fopenmp $(FLOATING) $(WARNINGS)
 LDFLAGS  += -fopenmp $(SANITIZERS)
-LDLIBS   += $(GEMM_LIBS) -llapacke -lopenblas -lcjson -lm
+# The CUDA runtime is linked statically; cublasLt, which takes 94 ms to load, is opened once a device is there.
+CUDA_RUNPATH := -Wl,-rpath,$(TOOLKIT)/lib64
+CUDA_LIBS := $(if $(BUILD_CUDA),-L$(TOOLKIT)/lib64 -L$(TOOLKIT)/lib $(CUDA_RUNPATH) -lcudart_static -lstdc++ -ldl -lrt -lpthread)
+LDLIBS   += $(GEMM_LIBS) -llapacke -lopenblas -lcjson $(CUDA_LIBS) -lm
+
+# Code for A100 and H100, and PTX that the driver compiles for what is newer.
+CUDA_ARCHITECTURES := -gencode arch=compute_80,code=sm_80 -gencode arch=compute_90,code=sm_90 \
+                      -gencode arch=compute_90,code=compute_90
+NVCCFLAGS += -std=c++17 -O3 -Werror all-warnings --expt-relaxed-constexpr -I. -D_GNU_SOURCE
 QUIET    := $(if $(V),,@)
-COMMANDS  = $(CC) $(CPPFLAGS) $(CFLAGS) $(LDFLAGS) $(LDLIBS)
+COMMANDS  = $(CC) $(CPPFLAGS) $(CFLAGS) $(LDFLAGS) $(LDLIBS) $(if $(BUILD_CUDA),$(NVCC) $(NVCCFLAGS) $(CUDA_ARCHITECTURES))
 
 ## all: build ./train_gpt (the default)
 all: train_gpt
@@ -70,6 +97,11 @@ $(BUILD)/%.o: %.c $(BUILD)/flags
 	@echo 'compile $<'
 	$(QUIET)$(CC) $(CPPFLAGS) $(CFLAGS) -MMD -MP -c -o $@ $<
 
+$(BUILD)/cuda/%.o: cuda/%.cu $(BUILD)/flags
+	@mkdir -p $(@D)
+	@echo 'nvcc    $<'
+	$(QUIET)$(NVCC) $(NVCCFLAGS) $(CUDA_ARCHITECTURES) -MMD -MP -MF $(@:.o=.d) -c -o $@ $<
+
 # Changes when a command does, so that everything is compiled again. What is missing is named here, once, before
 # anything is compiled.
 $(BUILD)/flags: FORCE
@@ -79,6 +111,8 @@ $(BUILD)/flags: FORCE
 	        $(PREPROCESS) -fopenmp -include $$header -x c /dev/null >/dev/null 2>&1 || { \
 	            echo "$(CC) or its <$$header> is missing: 'make setup CC=$(CC)' installs it." >&2; exit 1; }; \
 	    done; \
+	    [ -z '$(BUILD_CUDA)' ] || command -v $(CXX) >/dev/null || { \
+	        echo "$(CXX), which nvcc needs, is missing: 'make setup' installs it; CUDA=0 builds without nvcc." >&2; exit 1; }; \
 	    echo '$(COMMANDS)' >$@; }
 
 ## setup: install what building and testing need (Debian, Ubuntu)
@@ -92,12 +126,59 @@ test:
 
 programs: $(BUILD)/train_gpt $(BUILD)/bench/bench $(TESTS)
 
-run-tests: programs
-	@scripts/run_tests.sh $(TESTS)
+run-tests: programs cuda-on-cpu
+	@scripts/run_tests.sh $(TESTS) $(ON_CPU_RUNS)
 
 ## test-sanitize: the same under AddressSanitizer and UBSan
 test-sanitize:
 	@$(MAKE) --no-print-directory test SANITIZE=1
+
+## cuda-on-cpu: build the CUDA sources for the CPU, to test them without a GPU (test-cuda-on-cpu runs those tests alone)
+include tests/cuda_on_cpu/rules.mk
+
+## cuda-gate: check what nvcc makes of the kernels: registers, instructions, docs/cuda-kernels.md (WRITE=1 writes that)
+LAUNCHES := $(ON_CPU)/launches.step $(ON_CPU)/launches.tests
+ifeq ($(NOT_ON_CPU),)
+cuda-gate: $(LAUNCHES)
+	@scripts/cuda_gate.py --nvcc '$(NVCC)' --flags '$(NVCCFLAGS)' --build $(BUILD)/cuda-gate --launches $(LAUNCHES) \
+	    $(if $(WRITE),--write) --sources $(CUDA_SOURCES)
+else
+cuda-gate:
+	@echo 'cuda-gate: skipped, $(NOT_ON_CPU)'
+endif
+
+# What is launched in a step of GPT-2's width and context, which nothing computes; the tests launch the other kernels.
+$(ON_CPU)/launches.step: $(ON_CPU)/train_gpt_cuda_on_cpu
+	@echo 'launches of a training step'
+	@rm -f $@.part
+	$(QUIET)for preset in gpt2 llama; do \
+	    CUDA_ON_CPU_LAUNCHES=$@.part CUDA_ON_CPU_LAUNCHES_ONLY=1 $< device=cuda precision=bf16 name=launches \
+	        runs_dir=$(ON_CPU)/runs model.preset=$$preset model.layers=1 model.width=768 model.heads=12 model.kv_heads=12 \
+	        model.context=1024 model.vocab=4096 train.batch=1 train.micro_batch=1 train.steps=1 checkpoint.every=0 \
+	        >$@.log 2>&1 || { cat $@.log; exit 1; }; \
+	done
+	@mv $@.part $@
+
+$(ON_CPU)/launches.tests: $(ON_CPU)/plain/test_ops_backends $(ON_CPU)/plain/test_cuda_gemm
+	@echo 'launches of the tests of the ops'
+	@rm -f $@.part
+	$(QUIET)for test in $^; do CUDA_ON_CPU_LAUNCHES=$@.part $$test >$@.log 2>&1 || { cat $@.log; exit 1; }; done
+	@mv $@.part $@
+
+# Needs no harness: the real device beside ref. The second program fails, rather than skips, where there is no device.
+GPU_TESTS := $(BUILD)/tests/test_ops_backends $(BUILD)/tests/cuda_on_cpu/test_cuda_training
+
+$(BUILD)/tests/cuda_on_cpu/test_%: $(BUILD)/tests/cuda_on_cpu/test_%.o $(BUILD)/tests/support.o $(OBJECTS)
+	@echo 'link    $@'
+	$(QUIET)$(CC) $(LDFLAGS) -o $@ $^ -lcmocka $(LDLIBS)
+
+## test-gpu: on a machine with a GPU, every op and 20 training steps of it beside ref
+test-gpu: $(GPU_TESTS)
+	@scripts/run_tests.sh $(GPU_TESTS)
+
+## bench-gpu: tokens/s and MFU on the GPU, configuration by configuration, beside their prediction
+bench-gpu: $(BUILD)/bench/bench
+	@$(BUILD)/bench/bench gpu --json $(BUILD)/bench/gpu.jsonl
 
 ## quickstart: set up, build, get a text, train on it for a few minutes, sample (CORPUS=file for your own text)
 quickstart:
@@ -118,14 +199,15 @@ bench-check: $(BUILD)/bench/bench
 ## check: formatting, include direction, scripts
 check:
 	@scripts/setup.sh develop
-	@clang-format --dry-run -Werror $(SOURCES) $(HEADERS) $(BENCH) $(wildcard train_gpt.c tests/*.c)
+	@clang-format --dry-run -Werror $(FORMATTED)
 	@scripts/check_includes.sh
 	@shellcheck $(SCRIPTS)
 	@PYTHONPYCACHEPREFIX=$(BUILD)/pycache python3 -m py_compile $(wildcard scripts/*.py tests/*.py)
+	@scripts/cuda_gate.py --self-test
 
-## format: clang-format on all C sources
+## format: clang-format on all C, C++ and CUDA sources
 format:
-	clang-format -i $(SOURCES) $(HEADERS) $(BENCH) $(wildcard train_gpt.c tests/*.c)
+	clang-format -i $(FORMATTED)
 
 ## clean: remove what was built (runs and datasets stay)
 clean:
@@ -136,6 +218,6 @@ help:
 	@sed -n 's/^## //p' $(firstword $(MAKEFILE_LIST)) | sort
 
 FORCE:
-.PHONY: all setup programs test run-tests test-sanitize quickstart compare bench bench-check check format clean help FORCE
+.PHONY: all setup programs test run-tests test-sanitize cuda-gate quickstart compare bench bench-check test-gpu bench-gpu check format clean help FORCE
 .SECONDARY:
--include $(OBJECTS:.o=.d) $(BUILD)/train_gpt.d $(TESTS:=.d) $(BUILD)/tests/support.d $(BENCH:%.c=$(BUILD)/%.d)
+-include $(HOST_OBJECTS:.o=.d) $(BUILD)/cuda/none.d $(CUDA_SOURCES:%.cu=$(BUILD)/%.d) $(BUILD)/train_gpt.d $(TESTS:=.d) $(BUILD)/tests/support.d $(BENCH:%.c=$(BUILD)/%.d)

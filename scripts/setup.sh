@@ -17,6 +17,9 @@ requirements() {
         ;;
     *) echo 'build       gcc                 command:gcc            C compiler' ;;
     esac
+    if command -v nvcc >/dev/null || [ -x /usr/local/cuda/bin/nvcc ]; then
+        echo 'build       g++                 command:g++            host compiler of nvcc, runs the CUDA sources on the CPU'
+    fi
     cat <<'END'
 build       libc6-dev           header:stdio.h         headers of the C library
 build       make                command:make           runs the build

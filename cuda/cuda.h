@@ -1,0 +1,102 @@
+/* The inside of backend "cuda": its state, launching kernels, scratch memory, and who fills which slots.
+ *
+ *      backend.cu                          device, memory, copies, errors; calls the cuda_fill_*_ops below
+ *      gemm.cu symmetric.cu attention_*.cu elementwise.cu norm.cu embedding.cu loss.cu optimizer.cu
+ *
+ * Invariants
+ *   * Every op is work on one stream, in order. So an op may use the whole scratch memory from its start: the op before
+ *     it is done with it, and nothing in it outlives the op.
+ *   * No op waits for the device and none allocates. Only the memory slots (to_host, from_host, sync) touch the host.
+ *   * An op is deterministic: no float atomics, and its order of summation does not depend on the device's size.
+ *
+ * The same sources are compiled by nvcc for the device, and by g++ with -DCUDA_ON_CPU for the tests.
+ */
+#pragma once
+
+#include <cuda_bf16.h>
+#include <cuda_runtime.h>
+
+#include <cstdint>
+
+extern "C" {
+#include "core/backend.h"
+}
+
+struct CudaGemm;    /* cublasLt and its plans: gemm.cu */
+struct CudaStaging; /* pinned memory between host and device: backend.cu */
+
+struct CudaState {
+    int device;
+    int multiprocessors;
+    int compute_capability; /* 90 for sm_90 */
+    size_t shared_limit;    /* bytes of shared memory that a block may have, when it asks (opt-in) */
+    cudaStream_t stream;
+    cudaEvent_t marks[MARK_COUNT];
+    CudaGemm *gemm;
+    CudaStaging *staging;
+};
+
+static inline CudaState *cuda_state(const Backend *be) {
+    return static_cast<CudaState *>(be->state);
+}
+
+/* ---- errors ------------------------------------------------------------------------------------------------------ */
+
+/* An error becomes the backend's sticky failure, with `what` (a kernel, a call) in its text. True if there was none. */
+bool cuda_check(Backend *be, const char *what, cudaError_t error);
+
+/* ---- scratch ----------------------------------------------------------------------------------------------------- */
+
+/* The backend's scratch memory, 256-byte aligned: `bytes` must be within what cuda_*_scratch_bytes reserved. */
+void *cuda_scratch(Backend *be, int64_t bytes);
+
+/* What each family needs at most for ops within `limits`. They read nothing of `be` but compute_dtype, since the plan
+ * of a run is also made where there is no device; so no size may depend on the device. */
+int64_t cuda_gemm_scratch_bytes(const Backend *be, const OpLimits *limits);
+int64_t cuda_symmetric_scratch_bytes(const Backend *be, const OpLimits *limits);
+int64_t cuda_attention_forward_scratch_bytes(const Backend *be, const OpLimits *limits);
+int64_t cuda_attention_backward_scratch_bytes(const Backend *be, const OpLimits *limits);
+int64_t cuda_elementwise_scratch_bytes(const Backend *be, const OpLimits *limits);
+int64_t cuda_norm_scratch_bytes(const Backend *be, const OpLimits *limits);
+int64_t cuda_embedding_scratch_bytes(const Backend *be, const OpLimits *limits);
+int64_t cuda_loss_scratch_bytes(const Backend *be, const OpLimits *limits);
+int64_t cuda_optimizer_scratch_bytes(const Backend *be, const OpLimits *limits);
+
+/* ---- launching --------------------------------------------------------------------------------------------------- */
+
+enum { CUDA_SHARED_WITHOUT_ASKING = 48 * 1024 }; /* dynamic shared memory that any kernel may have */
+
+/* kernel<<<grid, block, shared>>>(args...) on the backend's stream. A failure is sticky and names the kernel; an empty
+ * grid is no work. */
+template <class... P, class... A>
+void cuda_launch(Backend *be, const char *name, void (*kernel)(P...), dim3 grid, dim3 block, size_t shared, A... args) {
+    if (be->failure.code || grid.x == 0 || grid.y == 0 || grid.z == 0) return;
+    if (shared > CUDA_SHARED_WITHOUT_ASKING &&
+        !cuda_check(be, name,
+                    cudaFuncSetAttribute(reinterpret_cast<const void *>(kernel),
+                                         cudaFuncAttributeMaxDynamicSharedMemorySize, static_cast<int>(shared))))
+        return;
+    cudaLaunchConfig_t config = {};
+    config.gridDim = grid;
+    config.blockDim = block;
+    config.dynamicSmemBytes = shared;
+    config.stream = cuda_state(be)->stream;
+    cuda_check(be, name, cudaLaunchKernelEx(&config, kernel, static_cast<P>(args)...));
+}
+
+/* ---- who fills which slots --------------------------------------------------------------------------------------- */
+
+void cuda_fill_elementwise_ops(BackendOps *ops);        /* fill copy scale gelu* swiglu* sum* */
+void cuda_fill_gemm_ops(BackendOps *ops);               /* matmul linear* */
+void cuda_fill_symmetric_ops(BackendOps *ops);          /* matmul_symmetric */
+void cuda_fill_norm_ops(BackendOps *ops);               /* layernorm* rmsnorm* */
+void cuda_fill_embedding_ops(BackendOps *ops);          /* embed* rope* */
+void cuda_fill_attention_forward_ops(BackendOps *ops);  /* attention */
+void cuda_fill_attention_backward_ops(BackendOps *ops); /* attention_grad */
+void cuda_fill_loss_ops(BackendOps *ops);               /* cross_entropy* */
+void cuda_fill_optimizer_ops(BackendOps *ops);          /* adamw momentum normalize apply_update */
+
+/* cublasLt, loaded once a device is there, and its plans. */
+Status cuda_gemm_open(Backend *be);
+void cuda_gemm_close(Backend *be);
+void cuda_gemm_describe(const Backend *be, char *buffer, size_t size); /* "cublasLt 13.0" */
