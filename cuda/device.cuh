@@ -66,6 +66,14 @@ __host__ __device__ constexpr int64_t ceil_div(int64_t a, int64_t b) {
     return (a + b - 1) / b;
 }
 
+/* A block for rows of n elements, of which a thread takes some at a time: as many threads along a row as it keeps busy,
+ * a power of two, and the others across rows. */
+static inline dim3 block_of_rows(unsigned threads, int64_t n, int at_a_time) {
+    unsigned along = 1;
+    while (along < threads && along * at_a_time < n) along *= 2;
+    return dim3(along, threads / along);
+}
+
 /* A size that kernels count in an int: rows, columns, blocks. Offsets are int64_t everywhere. */
 static inline int int_of(int64_t n) {
     CHECK(n <= INT32_MAX, "%lld is too large", static_cast<long long>(n));
@@ -119,7 +127,7 @@ template <class T, int N> CU_DEVICE void store_pack(T *to, const Pack<T, N> &pac
 template <class T, int N> struct PackedRegisters {
     uint4 bits;
 
-    __device__ explicit PackedRegisters() {}
+    __device__ PackedRegisters() {}
     __device__ explicit PackedRegisters(const T *from) : bits(*reinterpret_cast<const uint4 *>(from)) {}
 
     __device__ float operator[](int k) const {
@@ -132,7 +140,7 @@ template <class T, int N> struct PackedRegisters {
 template <class T> struct PackedRegisters<T, 1> {
     T item;
 
-    __device__ explicit PackedRegisters() {}
+    __device__ PackedRegisters() {}
     __device__ explicit PackedRegisters(const T *from) : item(*from) {}
 
     __device__ float operator[](int) const { return to_float(item); }

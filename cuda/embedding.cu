@@ -27,38 +27,31 @@ constexpr int THREADS = 256;
 
 /* ---- forward ---------------------------------------------------------------------------------------------------- */
 
-/* A block for threads that share rows out: a power of two along the row, the rest across rows. */
-dim3 row_block(int64_t columns, int at_a_time) {
-    unsigned along = 1;
-    while (along < THREADS && along * at_a_time < columns) along *= 2;
-    return dim3(along, THREADS / along);
-}
-
 template <int N, class T>
 __global__ void __launch_bounds__(THREADS)
     embed_kernel(T *out, const int32_t *tokens, const T *wte, const T *wpe, int places, int context, int columns) {
     int n = static_cast<int>(blockIdx.x * blockDim.y + threadIdx.y);
     if (n >= places) return;
     const T *by_token = wte + static_cast<int64_t>(tokens[n]) * columns;
-    const T *by_position = wpe + static_cast<int64_t>(n % context) * columns;
+    const T *by_position = wpe ? wpe + static_cast<int64_t>(n % context) * columns : nullptr;
     for (int i = static_cast<int>(threadIdx.x) * N; i < columns; i += static_cast<int>(blockDim.x) * N) {
         float sum[N], position[N] = {};
         load_floats(sum, by_token + i);
-        if (wpe) load_floats(position, by_position + i);
+        if (by_position) load_floats(position, by_position + i);
         for (int k = 0; k < N; k++) sum[k] += position[k];
         store_floats(out + static_cast<int64_t>(n) * columns + i, sum);
     }
 }
 
 void embed(Backend *be, Tensor out, Tensor tokens, Tensor wte, Tensor wpe) {
-    int64_t N = out.shape[0], C = out.shape[1], T_ = tokens.shape[1];
+    int places = int_of(out.shape[0]), context = int_of(tokens.shape[1]), columns = int_of(out.shape[1]);
     bool aligned = rows_are_aligned(out) && rows_are_aligned(wte) && rows_are_aligned(wpe);
     by_dtype(out.dtype, [&](auto zero) {
         using T = decltype(zero);
         by_access<T>(aligned, [&](auto n) {
-            dim3 block = row_block(C, n), grid(int_of(ceil_div(N, block.y)));
+            dim3 block = block_of_rows(THREADS, columns, n), grid(int_of(ceil_div(places, block.y)));
             cuda_launch(be, "embed", embed_kernel<decltype(n)::value, T>, grid, block, 0, data_of<T>(out),
-                        data_of<int32_t>(tokens), data_of<T>(wte), data_of<T>(wpe), int_of(N), int_of(T_), int_of(C));
+                        data_of<int32_t>(tokens), data_of<T>(wte), data_of<T>(wpe), places, context, columns);
         });
     });
 }

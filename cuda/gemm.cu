@@ -405,11 +405,10 @@ void multiply_plainly(Backend *be, const Product &p) {
     dim3 grid(int_of(ceil_div(s.columns, SIDE)), static_cast<unsigned>(high < MAX_GRID_Y ? high : MAX_GRID_Y),
               static_cast<unsigned>(matrices));
     by_dtype(p.a.dtype, [&](auto zero) {
-        by_dtype(out.dtype, [&](auto out_zero) {
-            cuda_launch(be, "plain_product", plain_product_kernel<decltype(zero), decltype(out_zero)>, grid,
-                        dim3(SIDE, SIDE), 0, s, plain_matrices(p.out), plain_matrices(p.a), plain_matrices(p.b),
-                        plain_matrices(p.addend));
-        });
+        using T = decltype(zero);
+        auto kernel = out.dtype == DTYPE_F32 ? plain_product_kernel<T, float> : plain_product_kernel<T, T>;
+        cuda_launch(be, "plain_product", kernel, grid, dim3(SIDE, SIDE), 0, s, plain_matrices(p.out),
+                    plain_matrices(p.a), plain_matrices(p.b), plain_matrices(p.addend));
     });
 }
 

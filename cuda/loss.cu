@@ -180,7 +180,7 @@ template <class F> int sum_rows(Backend *be, const char *name, double *part, con
     by_dtype(m.tensor[0].dtype, [&](auto zero) {
         using T = decltype(zero);
         by_access<T>(sweep_is_aligned(m), [&](auto n) {
-            dim3 block = sweep_block(shape.n, n);
+            dim3 block = block_of_rows(SWEEP_THREADS, shape.n, n);
             int64_t rectangles = ceil_div(shape.n, int64_t(block.x) * n) * ceil_div(rows, block.y);
             parts = std::min(rectangles, std::max<int64_t>(1, SUM_PARTS / std::max<int64_t>(1, sums)));
             using V = View<T, Access::READ>;

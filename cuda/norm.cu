@@ -332,7 +332,8 @@ void launch_norm_grad(Backend *be, const char *name, Tensor dx, Tensor dw, Tenso
             by_lanes<BACKWARD_PACKS>(ceil_div(columns, n), [&](auto lanes) {
                 dim3 block(lanes, THREADS / lanes);
                 size_t shared = block.y * static_cast<size_t>(width) * sizeof(float);
-                if (shared > cuda_state(be)->shared_limit) a.in_shared = false, shared = 0;
+                size_t of_row_sum = THREADS / WARP * sizeof(float);
+                if (shared + of_row_sum > cuda_state(be)->shared_limit) a.in_shared = false, shared = 0;
                 blocks = static_cast<int>(std::min(GRAD_BLOCKS, ceil_div(rows, block.y)));
                 cuda_launch(be, name, norm_grad_kernel<NORM, T, decltype(n)::value, decltype(lanes)::value>,
                             dim3(blocks), block, shared, a);

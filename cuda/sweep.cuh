@@ -148,13 +148,6 @@ __global__ void __launch_bounds__(SWEEP_THREADS) sweep_kernel(SweepShape s, F f,
 
 /* ---- launching -------------------------------------------------------------------------------------------------- */
 
-/* Threads of a block along a row, a power of two, and across rows. */
-static inline dim3 sweep_block(int64_t n, int at_a_time) {
-    unsigned along = 1;
-    while (along < SWEEP_THREADS && along * at_a_time < n) along *= 2;
-    return dim3(along, SWEEP_THREADS / along);
-}
-
 /* True if whole packs can be read and written: where a row begins is aligned in every tensor; where it ends may not be.
  */
 static inline bool sweep_is_aligned(const Merged &m) {
@@ -173,7 +166,7 @@ template <class... V> constexpr int SWEEP_PACK = (... || (sizeof(typename V::Ele
 template <int N, class F, class... V, size_t... I>
 void sweep_launch(Backend *be, const char *name, F f, const Merged &m, std::index_sequence<I...>, Operand<V>...) {
     SweepShape shape = sweep_shape(m);
-    dim3 block = sweep_block(shape.n, N);
+    dim3 block = block_of_rows(SWEEP_THREADS, shape.n, N);
     int64_t high = ceil_div(shape.rows, block.y);
     dim3 grid(int_of(ceil_div(shape.n, static_cast<int64_t>(block.x) * N)),
               static_cast<unsigned>(high < MAX_GRID_Y ? high : MAX_GRID_Y));

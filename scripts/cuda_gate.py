@@ -52,7 +52,10 @@ DEVICES = {
 WARNINGS_ARE_ERRORS = ["-Werror", "all-warnings"]
 
 # Kernels that may spill or have a stack frame: short name (a regular expression for all of it), reason.
-EXCEPTIONS = {}
+EXCEPTIONS = {
+    r"attention_forward<ForwardPlan<128, \w+>, false>": "rows that do not begin on 16 bytes: odd head sizes, which no model "
+    "that we know of has",
+}
 
 # By the low 12 bits of a 128-bit instruction. Neither cuobjdump nor nvdisasm comes with every toolkit.
 OPCODES = {
@@ -76,7 +79,7 @@ COPIES = ("LDGSTS",)  # where rows are aligned to 16 bytes
 
 REQUIREMENTS = [
     Requirement("attention_forward.cu", r"attention_forward<.*>", PRODUCTS),
-    Requirement("attention_forward.cu", r"attention_forward<\w+<.*?>, true, \w+>", COPIES),
+    Requirement("attention_forward.cu", r"attention_forward<\w+<.*?>, true>", COPIES),
     Requirement("attention_backward.cu", r"attention_backward_(keys|queries)<.*>", PRODUCTS),
     Requirement("attention_backward.cu", r"attention_backward_(keys|queries)<\w+<.*?>, true\b.*>", COPIES),
     Requirement("symmetric.cu", r"matmul_symmetric_kernel<.*>", PRODUCTS),
@@ -641,7 +644,7 @@ def test_exceptions():
 
 def test_opcodes():
     names = {
-        "attention_forward.cu": ["attention_forward<ForwardPlan<64>, true, false>"],
+        "attention_forward.cu": ["attention_forward<ForwardPlan<64, false>, true>"],
         "attention_backward.cu": [
             "attention_backward_keys<BackwardPlan<64, 2>, true, 3>",
             "attention_backward_queries<BackwardPlan<64, 2>, true>",
@@ -678,6 +681,7 @@ def test_launches():
 
 def self_test():
     tests = [test for name, test in globals().items() if name.startswith("test_")]
+    EXCEPTIONS.clear()  # the tests' kernels are none of ours
     for test in tests:
         test()
     print(f"cuda-gate: {len(tests)} self-tests passed")

@@ -41,7 +41,7 @@ namespace emulator {
 
 enum : size_t { CELL_BYTES = 2 };
 enum { STATUS_OF_RACES = 66, REPORT_LIMIT = 20 };
-enum AccessFlags : uint8_t { ATOMIC = 1, BY_MANY_WARPS = 2, BY_MANY_BLOCKS = 4, BY_HOST = 8 };
+enum AccessFlags : uint8_t { ATOMIC = 1, BY_MANY_WARPS = 2, BY_MANY_BLOCKS = 4 };
 
 struct Access {
     uint32_t run; /* serial number of the block run, over all launches; 0: none yet */
@@ -60,7 +60,8 @@ struct Memory {
     const char *start;
     size_t bytes;
     const char *shared_name; /* NULL: device memory */
-    Cell *cells;
+    Cell *cells;   /* costs real memory only where kernels go: zeroed pages that nobody touches are not there */
+    char *written; /* device memory, of each cell: by a kernel or by the host */
 };
 
 struct WarpClocks {
@@ -76,9 +77,11 @@ static int findings;
 /* ---- memory ------------------------------------------------------------------------------------------------------ */
 
 static void add_memory(const void *start, size_t bytes, const char *shared_name) {
-    Cell *cells = static_cast<Cell *>(calloc((bytes + CELL_BYTES - 1) / CELL_BYTES, sizeof(Cell)));
-    if (!cells) fail("no memory for the race checker's cells of %zu bytes", bytes);
-    memories[static_cast<const char *>(start)] = {static_cast<const char *>(start), bytes, shared_name, cells};
+    size_t count = (bytes + CELL_BYTES - 1) / CELL_BYTES;
+    Cell *cells = static_cast<Cell *>(calloc(count, sizeof(Cell)));
+    char *written = static_cast<char *>(calloc(count, 1));
+    if (!cells || !written) fail("no memory for the race checker's cells of %zu bytes", bytes);
+    memories[static_cast<const char *>(start)] = {static_cast<const char *>(start), bytes, shared_name, cells, written};
     last_found = nullptr;
 }
 
@@ -86,6 +89,7 @@ static void remove_memory(const void *start) {
     auto entry = memories.find(static_cast<const char *>(start));
     if (entry == memories.end()) return;
     free(entry->second.cells);
+    free(entry->second.written);
     memories.erase(entry);
     last_found = nullptr;
 }
@@ -156,7 +160,7 @@ static bool knows_of(const Access &before) {
 }
 
 static bool is_ordered(const Access &before, const Access &now) {
-    if (before.run < first_run_of_launch || before.flags & BY_HOST) return true;
+    if (before.run < first_run_of_launch) return true;
     if (before.flags & ATOMIC && now.flags & ATOMIC) return true;
     if (before.run != now.run || before.flags & BY_MANY_BLOCKS) return false;
     return before.barriers != now.barriers || knows_of(before);
@@ -164,7 +168,7 @@ static bool is_ordered(const Access &before, const Access &now) {
 
 /* The reads before and this one as one access: what a later write has to be ordered after. */
 static Access join_reads(const Access &before, Access now) {
-    if (before.run < first_run_of_launch || before.flags & BY_HOST) return now;
+    if (before.run < first_run_of_launch) return now;
     if (before.run != now.run) {
         now.flags |= BY_MANY_BLOCKS;
         return now;
@@ -172,6 +176,7 @@ static Access join_reads(const Access &before, Access now) {
     now.flags |= before.flags & BY_MANY_BLOCKS;
     if (before.barriers != now.barriers || knows_of(before)) return now;
     now.flags |= before.flags & BY_MANY_WARPS;
+    now.flags &= before.flags | ~ATOMIC; /* of several reads the one that is not atomic counts */
     if (before.warp != now.warp) now.flags |= BY_MANY_WARPS;
     now.lanes |= before.lanes;
     if (before.clock > now.clock) now.clock = before.clock;
@@ -231,22 +236,36 @@ static const char *race_in(const Memory *memory, const Access &before, const Acc
     return memory->shared_name ? "race in shared memory" : "race in global memory";
 }
 
-static void check_cell(const Memory *memory, Cell &cell, const void *address, bool write, const Access &now) {
-    bool stale = memory->shared_name && cell.write.run != now.run; /* of a block before this one */
-    if (stale) cell.write = {};
-    if (memory->shared_name && cell.read.run != now.run) cell.read = {};
-    if (!is_ordered(cell.write, now))
-        report(race_in(memory, cell.write, now), address, write, now, &cell.write, "write");
-    if (!write && !cell.write.run)
+/* Shared memory starts anew with every block. */
+static Cell &cell_of(const Memory *memory, size_t i) {
+    Cell &cell = memory->cells[i];
+    if (memory->shared_name && cell.write.run != block_run) cell.write = {};
+    if (memory->shared_name && cell.read.run != block_run) cell.read = {};
+    return cell;
+}
+
+static bool was_written(const Memory *memory, size_t i) {
+    return memory->shared_name ? memory->cells[i].write.run : memory->written[i];
+}
+
+static void check_read(const Memory *memory, size_t i, const void *address, const Access &now) {
+    Cell &cell = cell_of(memory, i);
+    if (!was_written(memory, i))
         report(memory->shared_name ? "read of shared memory that was not written"
                                    : "read of device memory that was not written",
-               address, write, now, nullptr, nullptr);
-    if (!write) {
-        cell.read = join_reads(cell.read, now);
-        return;
-    }
-    if (!is_ordered(cell.read, now)) report(race_in(memory, cell.read, now), address, write, now, &cell.read, "read");
+               address, false, now, nullptr, nullptr);
+    else if (!is_ordered(cell.write, now))
+        report(race_in(memory, cell.write, now), address, false, now, &cell.write, "write");
+    cell.read = join_reads(cell.read, now);
+}
+
+static void check_write(const Memory *memory, size_t i, const void *address, const Access &now) {
+    Cell &cell = cell_of(memory, i);
+    if (!is_ordered(cell.write, now))
+        report(race_in(memory, cell.write, now), address, true, now, &cell.write, "write");
+    if (!is_ordered(cell.read, now)) report(race_in(memory, cell.read, now), address, true, now, &cell.read, "read");
     cell.write = now;
+    memory->written[i] = 1;
 }
 
 static void check(const void *address, size_t bytes, bool write, bool atomic, const void *code) {
@@ -261,7 +280,10 @@ static void check(const void *address, size_t bytes, bool write, bool atomic, co
     }
     size_t offset = static_cast<size_t>(first - memory->start);
     for (size_t i = offset / CELL_BYTES; i <= (offset + bytes - 1) / CELL_BYTES; i++)
-        check_cell(memory, memory->cells[i], address, write, now);
+        if (write)
+            check_write(memory, i, address, now);
+        else
+            check_read(memory, i, address, now);
 }
 
 static void check_aligned(const void *address, size_t bytes, bool write, bool atomic, const void *code) {
@@ -272,13 +294,12 @@ static void check_aligned(const void *address, size_t bytes, bool write, bool at
     check(address, bytes, write, atomic, code);
 }
 
-/* Copies and fills by the host's API: they are ordered with everything. */
+/* Copies and fills by the host's API. They lie between launches, which orders them with everything. */
 static void note_host_access(const void *start, size_t bytes, bool write) {
     const Memory *memory = find_memory(static_cast<const char *>(start));
     if (!memory || !write) return;
-    size_t offset = static_cast<size_t>(static_cast<const char *>(start) - memory->start);
-    Access access = {1, 0, 1, 0, 0, 0, BY_HOST};
-    for (size_t i = offset / CELL_BYTES; i <= (offset + bytes - 1) / CELL_BYTES; i++) memory->cells[i] = {access, {}};
+    size_t first = static_cast<size_t>(static_cast<const char *>(start) - memory->start) / CELL_BYTES;
+    memset(memory->written + first, 1, (bytes + CELL_BYTES - 1) / CELL_BYTES);
 }
 
 static const RaceChecker checker = {add_memory,         remove_memory,     start_launch,    start_block,
