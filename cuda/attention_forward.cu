@@ -3,13 +3,14 @@
  * A block of threads takes QUERIES rows of one head and passes over the key tiles that they see. Each warp keeps its
  * rows' sums in registers from the first tile to the last, and works alone but for the tiles of K and V that it shares:
  *
- *           key tiles                  s = q kᵀ;  top' = max(top, max s)
- *         +---+---+---+---+            p = 2^(unit s - shift),  unit = scale log2(e),  shift = unit top'
- *  warp 0 |   |   | \ |   |            out = out 2^(old shift - shift) + p v
- *  warp 1 |   |   |  \|   |            sum = sum 2^(old shift - shift) + sum of p
- *  warp 2 |   |   |   | \ |        at the end: out / sum,  lse = ln(2) (shift + log2(sum))
- *  warp 3 |   |   |   |  \|
- *         +---+---+---+---+        Only tiles on the diagonal compare indices; those right of it are skipped.
+ *           key tiles                  s = q kᵀ
+ *         +---+---+---+---+            p = 2^(unit s - shift),  unit = scale log2(e)
+ *  warp 0 |   |   | \ |   |            out = out + p v,  sum = sum + sum of p
+ *  warp 1 |   |   |  \|   |            where max(unit s) is beyond shift + SHIFT_SLACK, it becomes the shift, and
+ *  warp 2 |   |   |   | \ |            out and sum are first multiplied by 2^(old shift - shift)
+ *  warp 3 |   |   |   |  \|        at the end: out / sum,  lse = ln(2) (shift + log2(sum))
+ *         +---+---+---+---+
+ *                                  Only tiles on the diagonal compare indices; those right of it are skipped.
  *
  * K and V tiles come through a ring of STAGES buffers, in the order K0 V0 K1 V1 ...: while one tile is in use, the next
  * ones are on their way (cp.async), and the barrier that says that a tile has arrived is also the one that says that
@@ -17,7 +18,7 @@
  *
  *      wait for n | barrier | start n + STAGES - 1 into n - 1's buffer | compute with n | wait for n + 1 | ...
  *
- * MaxLogit is on the way: the softmax needs each row's largest product anyway, and max |s| costs one instruction for
+ * MaxLogit is on the way: the softmax needs each tile's largest products anyway, and max |s| costs one instruction for
  * each product. Products are compared unscaled, so that scale is one multiplication at the end. Warps raise max_logit
  * and max_abs by compare-and-swap: a maximum does not depend on the order in which it is taken, so the result is
  * deterministic.
@@ -101,7 +102,8 @@ CU_DEVICE void store_lse(const AttentionForward &a, QueryTile tile, int row, flo
 
 /* How the work is cut for padded head size P_. A warp's rows are M blocks of 16: with two, each fragment of K and V
  * that is read serves both, which halves the traffic on shared memory; beyond P = 128 their sums do not fit into the
- * registers any more. All sizes stay within 99 KiB of shared memory, which every device grants. */
+ * registers any more, and from P = 96 on not beside the products of 64 keys. All sizes stay within 99 KiB of shared
+ * memory, which every device grants, and BLOCKS times the size within the 164 KiB of sm_80. */
 template <int P_, bool CAPPED_> struct ForwardPlan {
     static constexpr int P = P_, STRIDE = tile_stride(P);
     static constexpr bool CAPPED = CAPPED_;

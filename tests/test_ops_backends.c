@@ -36,9 +36,9 @@ static struct {
 } sides;
 
 typedef struct {
-    int64_t n, i, o;          /* rows, columns in, columns out */
-    int64_t b, t, h, k, d, e; /* attention and rope: batch, context, heads, key heads, head sizes */
-    float softcap;
+    int64_t n, i, o;              /* rows, columns in, columns out */
+    int64_t b, t, h, k, d, e;     /* attention and rope: batch, context, heads, key heads, head sizes */
+    float scale, softcap;         /* attention: scale 0 stands for 1/sqrt(d) */
     float steepness;              /* attention: how far logits rise along the keys; 0 leaves them random */
     double slack_f32, slack_bf16; /* what outputs of that type may differ by on top of tolerance_of */
     DType dtype;                  /* of activations */
@@ -423,7 +423,7 @@ enum { ATTENTIONS = sizeof attentions / sizeof attentions[0] };
 static const double attention_slack_bf16 = 1.0 / 256;
 
 static AttentionParams attention_params(const Trial *t) {
-    return (AttentionParams){.scale = 1 / sqrtf((float)t->d), .softcap = t->softcap};
+    return (AttentionParams){.scale = t->scale != 0 ? t->scale : 1 / sqrtf((float)t->d), .softcap = t->softcap};
 }
 
 /* Query i's logit of key j becomes about steepness (j + 1) / T: the largest is always the latest, so that every tile of
@@ -492,6 +492,18 @@ static void attention_with_large_rising_logits_matches_ref(void **state) {
     t.slack_f32 = 1e-4;
     t.slack_bf16 = attention_slack_bf16;
     compare_flags("attention of large logits", run_attention, t);
+}
+
+/* Below 0 are the largest logits of the first, which no row of zeros beyond the context may hide. A negative scale
+ * turns the order of the products around. */
+static void attention_of_negative_logits_matches_ref(void **state) {
+    (void)state;
+    Trial negative = {.b = 1, .t = 7, .h = 1, .k = 1, .d = 1, .e = 1, .steepness = -3};
+    Trial turned = {.b = 1, .t = 70, .h = 2, .k = 1, .d = 40, .e = 40, .scale = -0.3f};
+    negative.slack_bf16 = turned.slack_bf16 = attention_slack_bf16;
+    compare_flags("attention of negative logits", run_attention, negative);
+    compare_flags("attention with a negative scale", run_attention, turned);
+    compare_flags("attention_grad with a negative scale", run_attention_grad, turned);
 }
 
 static void a_nan_in_attention_reaches_no_earlier_query(void **state) {
@@ -730,6 +742,7 @@ int main(void) {
         cmocka_unit_test(embedding_and_position_match_ref),
         cmocka_unit_test(attention_matches_ref),
         cmocka_unit_test(attention_with_large_rising_logits_matches_ref),
+        cmocka_unit_test(attention_of_negative_logits_matches_ref),
         cmocka_unit_test(a_nan_in_attention_reaches_no_earlier_query),
         cmocka_unit_test(attention_of_every_head_size_matches_ref),
         cmocka_unit_test(nonlinearities_match_ref),
