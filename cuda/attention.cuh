@@ -52,14 +52,8 @@ static inline HeadTensor head_tensor(Tensor x) {
 }
 
 static inline AttentionShape attention_shape(Tensor q, Tensor k, Tensor v, AttentionParams p) {
-    return {int_of(q.shape[0]),
-            int_of(q.shape[1]),
-            int_of(q.shape[2]),
-            int_of(k.shape[2]),
-            int_of(q.shape[3]),
-            int_of(v.shape[3]),
-            p.scale,
-            p.softcap};
+    return {(int)q.shape[0], (int)q.shape[1], (int)q.shape[2], (int)k.shape[2],
+            (int)q.shape[3], (int)v.shape[3], p.scale,         p.softcap};
 }
 
 enum { MAX_PADDED_HEAD = 256 };
@@ -291,7 +285,7 @@ template <Triangle SIGHT> CU_DEVICE uint32_t seen_pair(uint32_t pair, int k, int
  * at a time is multiplied by what it sees. */
 template <Triangle SIGHT, int P>
 CU_DEVICE void multiply_row_by_row(float (&c)[P / 8][4], const uint32_t (&a)[4], const __nv_bfloat16 *x) {
-    int lane = thread_anew() % WARP, g = lane / ROW_LANES, t = lane % ROW_LANES;
+    int g = threadIdx.x % WARP / 4, t = threadIdx.x % 4;
 #pragma unroll 1
     for (int row = 0; row < MMA_ROWS; row++) {
 #pragma unroll
