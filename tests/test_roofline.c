@@ -355,7 +355,7 @@ static void the_total_is_the_sum_of_the_rows(void **state) {
 static void faster_gpus_are_predicted_faster(void **state) {
     (void)state;
     static const GpuKind order[] = {GPU_4090, GPU_A100, GPU_H100, GPU_H200, GPU_B200};
-    double last = INFINITY;
+    double last = (double)INFINITY;
     for (int i = 0; i < GPU_COUNT; i++) {
         char keys[1000];
         snprintf(keys, sizeof keys, GPT2_124M "dry_run.gpu=%s", gpus[order[i]].name);
