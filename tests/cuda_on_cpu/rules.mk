@@ -16,7 +16,7 @@ SCHEDULES := forward reverse 1 2 3
 
 # Why the CUDA sources cannot be run here, or nothing.
 NOT_ON_CPU := $(strip $(if $(SANITIZE),a sanitizer build leaves CUDA out,\
-              $(if $(TOOLKIT),,no CUDA toolkit was found)\
+              $(if $(TOOLKIT),,there is no CUDA toolkit (CUDA=$(CUDA)))\
               $(if $(filter x86_64,$(MACHINE)),,the harness is for x86-64)\
               $(if $(findstring clang,$(CC)),the harness is built by gcc)))
 
