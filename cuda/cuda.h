@@ -86,14 +86,14 @@ void cuda_launch(Backend *be, const char *name, void (*kernel)(P...), dim3 grid,
 
 /* ---- who fills which slots --------------------------------------------------------------------------------------- */
 
-void cuda_fill_elementwise_ops(BackendOps *ops);        /* fill copy scale gelu* swiglu* sum* */
+void cuda_fill_elementwise_ops(BackendOps *ops);        /* fill copy scale gelu* swiglu* rope* */
 void cuda_fill_gemm_ops(BackendOps *ops);               /* matmul linear* */
 void cuda_fill_symmetric_ops(BackendOps *ops);          /* matmul_symmetric */
 void cuda_fill_norm_ops(BackendOps *ops);               /* layernorm* rmsnorm* */
-void cuda_fill_embedding_ops(BackendOps *ops);          /* embed* rope* */
+void cuda_fill_embedding_ops(BackendOps *ops);          /* embed* */
 void cuda_fill_attention_forward_ops(BackendOps *ops);  /* attention */
 void cuda_fill_attention_backward_ops(BackendOps *ops); /* attention_grad */
-void cuda_fill_loss_ops(BackendOps *ops);               /* cross_entropy* */
+void cuda_fill_loss_ops(BackendOps *ops);               /* cross_entropy* sum* */
 void cuda_fill_optimizer_ops(BackendOps *ops);          /* adamw momentum normalize apply_update */
 
 /* cublasLt, loaded once a device is there, and its plans. */
