@@ -130,6 +130,39 @@ Tensor tensor_pad_4d(Tensor t) {
     return r;
 }
 
+/* True if dimension d+1 continues dimension d in memory, in every tensor. */
+static bool mergeable(const Tensor *tensors, int count, int d) {
+    for (int i = 0; i < count; i++) {
+        const Tensor *t = &tensors[i];
+        bool continues = t->stride[d] == t->shape[d + 1] * t->stride[d + 1];
+        if (tensor_present(*t) && t->shape[d] != 1 && !continues) return false;
+    }
+    return true;
+}
+
+/* Dimension d goes into d+1, and those before it move up by one. */
+static void merge(Tensor *t, int d) {
+    t->shape[d + 1] *= t->shape[d];
+    for (int k = d; k > 0; k--) {
+        t->shape[k] = t->shape[k - 1];
+        t->stride[k] = t->stride[k - 1];
+    }
+    t->shape[0] = 1;
+}
+
+void tensors_merge(Tensor *tensors, int count) {
+    for (int i = 0; i < count; i++) {
+        Tensor *t = &tensors[i];
+        if (t->shape[3] == 1 && t->stride[3] != 0) t->stride[3] = 1; /* a single element may have any */
+    }
+    for (int d = 2, merges = 0; d >= merges; d--) {
+        if (!mergeable(tensors, count, d)) continue;
+        for (int i = 0; i < count; i++) merge(&tensors[i], d);
+        merges++;
+        d++; /* another dimension has moved to d */
+    }
+}
+
 char *tensor_describe(Tensor t, char *buffer, int64_t size) {
     int used = snprintf(buffer, (size_t)size, "%s (", dtype_name(t.dtype));
     for (int i = 0; i < t.ndim && used < size; i++)

@@ -60,6 +60,11 @@ Tensor tensor_as_4d(Tensor t, int64_t a, int64_t b, int64_t c, int64_t d);
 /* Leading dimensions of size 1 in front, so that every elementwise loop is a loop over 4 dimensions. */
 Tensor tensor_pad_4d(Tensor t);
 
+/* 4-dimensional tensors of one shape, absent ones among them: dimensions that lie one behind the other in every tensor
+ * become one, the last, and leading ones of size 1 take their place. A loop over rows then has long rows. A last stride
+ * is 1, or 0 for an element that repeats. */
+void tensors_merge(Tensor *tensors, int count);
+
 /* "f32 (4,8)" into a buffer of the caller, for messages. Returns the buffer. */
 char *tensor_describe(Tensor t, char *buffer, int64_t size);
 

@@ -1,38 +1,13 @@
-/* Merging dimensions and finding chunks; see sweep.h. */
+/* Finding chunks; see sweep.h. */
 #include "cpu/sweep.h"
 
 #include "core/status.h"
-
-/* True if dimension d+1 continues dimension d in memory, in every tensor. */
-static bool mergeable(const Sweep *s, int d) {
-    for (int i = 0; i < s->count; i++) {
-        const Tensor *t = &s->tensor[i];
-        bool continues = t->stride[d] == t->shape[d + 1] * t->stride[d + 1];
-        if (tensor_present(*t) && t->shape[d] != 1 && !continues) return false;
-    }
-    return true;
-}
-
-/* Dimension d goes into d+1, and those before it move up by one. */
-static void merge(Tensor *t, int d) {
-    t->shape[d + 1] *= t->shape[d];
-    for (int k = d; k > 0; k--) {
-        t->shape[k] = t->shape[k - 1];
-        t->stride[k] = t->stride[k - 1];
-    }
-    t->shape[0] = 1;
-}
 
 Sweep sweep_over(int count, const Tensor *tensors) {
     CHECK(count >= 1 && count <= SWEEP_TENSORS, "%d tensors", count);
     Sweep s = {.count = count};
     for (int i = 0; i < count; i++) s.tensor[i] = tensor_pad_4d(tensors[i]);
-    for (int d = 2, merges = 0; d >= merges; d--) {
-        if (!mergeable(&s, d)) continue;
-        for (int i = 0; i < count; i++) merge(&s.tensor[i], d);
-        merges++;
-        d++; /* another dimension has moved to d */
-    }
+    tensors_merge(s.tensor, count);
     const int64_t *shape = s.tensor[0].shape;
     s.chunks_per_row = (shape[3] + SWEEP_CHUNK - 1) / SWEEP_CHUNK;
     s.chunks = shape[0] * shape[1] * shape[2] * s.chunks_per_row;

@@ -66,7 +66,14 @@ struct Merged {
 };
 
 /* The tensors have one shape. Last strides are 1, or 0 for what repeats. Absent ones are allowed behind the first. */
-Merged cuda_merge(int count, const Tensor *tensors);
+static inline Merged cuda_merge(int count, const Tensor *tensors) {
+    CHECK(count >= 1 && count <= SWEEP_TENSORS, "%d tensors", count);
+    Merged m = {};
+    m.count = count;
+    for (int i = 0; i < count; i++) m.tensor[i] = tensor_pad_4d(tensors[i]);
+    tensors_merge(m.tensor, count);
+    return m;
+}
 
 /* ---- what the kernel sees --------------------------------------------------------------------------------------- */
 

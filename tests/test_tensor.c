@@ -144,6 +144,44 @@ static void bf16_keeps_every_nan_a_nan(void **state) {
         assert_true(isnan(bf16_to_f32(bf16_from_f32(from_bits(nans[i])))));
 }
 
+/* ---- merging ---------------------------------------------------------------------------------------------------- */
+
+static void assert_layout(Tensor t, const int64_t *shape, const int64_t *stride) {
+    for (int i = 0; i < 4; i++) {
+        assert_int_equal(t.shape[i], shape[i]);
+        if (shape[i] > 1) assert_int_equal(t.stride[i], stride[i]);
+    }
+}
+
+static void contiguous_tensors_merge_into_one_row(void **state) {
+    (void)state;
+    float data[120];
+    Tensor t[] = {tensor_4d(data, DTYPE_F32, 2, 3, 4, 5), tensor_4d(NULL, DTYPE_F32, 2, 3, 4, 5)};
+    tensors_merge(t, 2); /* the absent one is in nobody's way */
+    assert_layout(t[0], (int64_t[]){1, 1, 1, 120}, (int64_t[]){0, 0, 0, 1});
+}
+
+static void what_one_tensor_keeps_apart_stays_apart_in_all(void **state) {
+    (void)state;
+    float data[200];
+    Tensor whole = tensor_4d(data, DTYPE_F32, 2, 3, 4, 5);
+    Tensor view = tensor_slice(tensor_4d(data, DTYPE_F32, 2, 3, 4, 8), 3, 0, 5); /* rows of 5 in rows of 8 */
+    Tensor t[] = {whole, view};
+    tensors_merge(t, 2);
+    assert_layout(t[0], (int64_t[]){1, 1, 24, 5}, (int64_t[]){0, 0, 5, 1});
+    assert_layout(t[1], (int64_t[]){1, 1, 24, 5}, (int64_t[]){0, 0, 8, 1});
+}
+
+/* A last dimension of one element may have any stride; were it taken for that of a row, the row would be another. */
+static void a_column_is_no_row_of_its_stride(void **state) {
+    (void)state;
+    float data[35];
+    Tensor column = tensor_pad_4d(tensor_slice(tensor_2d(data, DTYPE_F32, 5, 7), 1, 0, 1));
+    column.stride[3] = 7;
+    tensors_merge(&column, 1);
+    assert_layout(column, (int64_t[]){1, 1, 5, 1}, (int64_t[]){0, 0, 7, 1});
+}
+
 int main(void) {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(a_fresh_tensor_is_contiguous_and_row_major),
@@ -156,6 +194,9 @@ int main(void) {
         cmocka_unit_test(an_absent_tensor_stays_absent_through_its_views),
         cmocka_unit_test(a_description_names_dtype_and_shape_and_fits_its_buffer),
         cmocka_unit_test(every_bf16_survives_the_way_through_fp32),
+        cmocka_unit_test(contiguous_tensors_merge_into_one_row),
+        cmocka_unit_test(what_one_tensor_keeps_apart_stays_apart_in_all),
+        cmocka_unit_test(a_column_is_no_row_of_its_stride),
         cmocka_unit_test(bf16_rounds_to_nearest_and_ties_to_even),
         cmocka_unit_test(bf16_keeps_infinities_and_overflows_to_them),
         cmocka_unit_test(bf16_keeps_every_nan_a_nan),
