@@ -257,7 +257,8 @@ void backend_print_profile(const Backend *be);
 
 /* ---- implementations: each fills the table, or says in Status why it cannot -------------------------------------- */
 
-void ref_fill_ops(BackendOps *ops); /* every slot */
+/* Every slot but linear_gelu and linear_gelu_grad, which the wrappers compose. */
+void ref_fill_ops(BackendOps *ops);
 Status ref_backend_open(Backend *be, BackendRequest request);
 Status cpu_backend_open(Backend *be, BackendRequest request);
 Status cuda_backend_open(Backend *be, BackendRequest request);
