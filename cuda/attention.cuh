@@ -77,31 +77,9 @@ template <class T> CU_DEVICE T *head_of(const HeadTensor &x, int b, int head) {
 
 constexpr float LOG2_E = 1.44269504088896341f, LN_2 = 0.693147180559945309f;
 
-/* 2^x to 2 units in the last place; 0 where that is below the normal numbers. */
-CU_DEVICE float exp2_approximate(float x) {
-#ifdef __CUDA_ARCH__
-    float y;
-    asm("ex2.approx.ftz.f32 %0, %1;" : "=f"(y) : "f"(x));
-    return y;
-#else
-    return exp2f(x);
-#endif
-}
-
 /* To about 1e-7 absolutely: a logit's error is that times the softcap. */
 CU_DEVICE float tanh_approximate(float x) {
     return 1.0f - __fdividef(2.0f, 1.0f + exp2_approximate(2.0f * LOG2_E * x));
-}
-
-/* The larger of two, NaN if one is NaN. */
-CU_DEVICE float max_or_nan(float a, float b) {
-#ifdef __CUDA_ARCH__
-    float larger;
-    asm("max.NaN.f32 %0, %1, %2;" : "=f"(larger) : "f"(a), "f"(b));
-    return larger;
-#else
-    return a > b || isnan(a) ? a : b;
-#endif
 }
 
 CU_DEVICE uint32_t pack_bf16(float low, float high) {
@@ -109,29 +87,6 @@ CU_DEVICE uint32_t pack_bf16(float low, float high) {
     uint32_t bits;
     memcpy(&bits, &pair, sizeof bits);
     return bits;
-}
-
-/* threadIdx.x and blockIdx, read anew: what a kernel's end computes from these does not wait in registers from where
- * its beginning has computed the same. */
-CU_DEVICE int thread_anew() {
-#ifdef __CUDA_ARCH__
-    int x;
-    asm volatile("mov.u32 %0, %%tid.x;" : "=r"(x));
-    return x;
-#else
-    return (int)threadIdx.x;
-#endif
-}
-
-CU_DEVICE uint3 block_anew() {
-#ifdef __CUDA_ARCH__
-    uint3 block;
-    asm volatile("mov.u32 %0, %%ctaid.x; mov.u32 %1, %%ctaid.y; mov.u32 %2, %%ctaid.z;"
-                 : "=r"(block.x), "=r"(block.y), "=r"(block.z));
-    return block;
-#else
-    return blockIdx;
-#endif
 }
 
 /* A row of C lies in four lanes: warp_sum<ROW_LANES>. */

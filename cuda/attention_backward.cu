@@ -302,15 +302,6 @@ template <class Plan> CU_DEVICE int warp_row() {
     return (int)threadIdx.x / 32 * Plan::WARP_ROWS;
 }
 
-/* x, though in a loop the compiler cannot know that it is the same each time: what is computed from it is computed
- * again, and not kept in registers that the sums need. */
-CU_DEVICE int anew(int x) {
-#ifdef __CUDA_ARCH__
-    asm volatile("" : "+r"(x));
-#endif
-    return x;
-}
-
 template <class Plan, bool ALIGNED>
 CU_DEVICE void load_own(__nv_bfloat16 *tile, const HeadTensor &x, int b, int head, int first, int T, int size) {
     load_tile<Plan::OWN, Plan::P, Plan::THREADS, ALIGNED>(tile, head_of<__nv_bfloat16>(x, b, head), x.row_stride, first,

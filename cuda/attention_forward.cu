@@ -266,12 +266,12 @@ CU_DEVICE void raise_rows(WarpRows<Plan> &rows, const Logits &logits, Meeting me
     for_each_row(rows, [&](int m, int half) { top[m][half] = NO_TOP; });
     for_each_score(rows, [&](float &s, int m, int n, int i) {
         if (DIAGONAL && !sees(meeting, m, n, i)) return;
-        top[m][i / 2] = max_or_nan(top[m][i / 2], s);
+        top[m][i / 2] = max_keeping_nan(top[m][i / 2], s);
         rows.magnitude = fmaxf(rows.magnitude, fabsf(s));
     });
     bool beyond_slack = false;
     for_each_row(rows, [&](int m, int half) {
-        if (row_exists(meeting, m, half)) rows.top = max_or_nan(rows.top, top[m][half]);
+        if (row_exists(meeting, m, half)) rows.top = max_keeping_nan(rows.top, top[m][half]);
         top[m][half] = shift_of<Plan::CAPPED>(logits, warp_max<ROW_LANES>(top[m][half]));
         beyond_slack |= top[m][half] > rows.shift[m][half] + SHIFT_SLACK;
     });
@@ -494,7 +494,7 @@ CU_DEVICE float weigh_row(PlainRow &row, float *p, float (&s)[4], int seen, cons
     for (int c = 0; c < 4; c++) {
         if (logits.negated) s[c] = -s[c];
         if (lane + PLAIN_LANES * c >= seen) continue;
-        top = max_or_nan(top, s[c]);
+        top = max_keeping_nan(top, s[c]);
         row.magnitude = fmaxf(row.magnitude, fabsf(s[c]));
     }
     top = warp_max<PLAIN_LANES>(top);

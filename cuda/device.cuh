@@ -203,6 +203,9 @@ CU_DEVICE float fast_sigmoid(float x) {
 template <class T> CU_DEVICE T max_keeping_nan(T a, T b) {
     return a > b || a != a ? a : b;
 }
+CU_DEVICE float max_keeping_nan(float a, float b) {
+    return max_nan(a, b);
+}
 
 /* ---- reductions ------------------------------------------------------------------------------------------------- */
 

@@ -1,10 +1,10 @@
-/* The PTX instructions that the kernels use, as functions: tensor-core products of bf16, the loads that feed them, and
- * asynchronous copies into shared memory. After the PTX ISA, version 9.2.
+/* The PTX instructions that the kernels use, as functions: tensor-core products of bf16, the loads that feed them,
+ * asynchronous copies into shared memory, and some that C++ has no name for. After the PTX ISA, version 9.2.
  *
  * nvcc compiles the instructions. With -DCUDA_ON_CPU the same functions come from the harness, which exchanges the
  * values between the emulated lanes; kernels are written once, on the names in this file.
  *
- * Everything here but cp.async is an affair of a whole warp: all 32 lanes call it together, converged.
+ * mma and ldmatrix are an affair of a whole warp: all 32 lanes call them together, converged.
  *
  *
  * mma.m16n8k16 (section 9.7.14.5.8): D (16x8) = A (16x16) B (16x8) + C (16x8). A, B bf16; C, D fp32. Of lane l, with
@@ -95,6 +95,42 @@ CU_DEVICE void cp_async_commit() {
 
 template <int N> CU_DEVICE void cp_async_wait() {
     asm volatile("cp.async.wait_group %0;" ::"n"(N) : "memory");
+}
+
+/* 2^x to 2 units in the last place; 0 where that is below the normal numbers. */
+CU_DEVICE float exp2_approximate(float x) {
+    float y;
+    asm("ex2.approx.ftz.f32 %0, %1;" : "=f"(y) : "f"(x));
+    return y;
+}
+
+/* The larger; NaN if either is. */
+CU_DEVICE float max_nan(float a, float b) {
+    float larger;
+    asm("max.NaN.f32 %0, %1, %2;" : "=f"(larger) : "f"(a), "f"(b));
+    return larger;
+}
+
+/* x, though in a loop the compiler cannot know that it is the same each time: what is computed from it is computed
+ * again, and not kept in registers that the sums need. */
+CU_DEVICE int anew(int x) {
+    asm volatile("" : "+r"(x));
+    return x;
+}
+
+/* threadIdx.x and blockIdx, read anew: what a kernel's end computes from these does not wait in registers from where
+ * its beginning has computed the same. */
+CU_DEVICE int thread_anew() {
+    int x;
+    asm volatile("mov.u32 %0, %%tid.x;" : "=r"(x));
+    return x;
+}
+
+CU_DEVICE uint3 block_anew() {
+    uint3 block;
+    asm volatile("mov.u32 %0, %%ctaid.x; mov.u32 %1, %%ctaid.y; mov.u32 %2, %%ctaid.z;"
+                 : "=r"(block.x), "=r"(block.y), "=r"(block.z));
+    return block;
 }
 
 #endif

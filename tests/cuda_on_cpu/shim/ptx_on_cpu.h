@@ -156,3 +156,23 @@ CU_DEVICE void cp_async_commit() {
 template <int N> CU_DEVICE void cp_async_wait() {
     emulator::async_wait(N);
 }
+
+CU_DEVICE float exp2_approximate(float x) {
+    return exp2f(x);
+}
+
+CU_DEVICE float max_nan(float a, float b) {
+    return a > b || isnan(a) ? a : b;
+}
+
+CU_DEVICE int anew(int x) {
+    return x;
+}
+
+CU_DEVICE int thread_anew() {
+    return static_cast<int>(threadIdx.x);
+}
+
+CU_DEVICE uint3 block_anew() {
+    return blockIdx;
+}
