@@ -41,15 +41,17 @@ static Status accumulate_gradients(Trainer *t) {
         Status status = trainer_load_batch(t);
         if (status.code) return status;
         gpt_forward(&t->gpt); /* also takes MaxLogit of every head */
+        measure_forward(t, done / c->micro_batch);
         gpt_loss_and_gradient(&t->gpt, loss_scale);
         gpt_backward(&t->gpt);
+        measure_backward(t, done / c->micro_batch);
     }
     return status_ok();
 }
 
 /* The optimizer's step, then QK-Clip with the MaxLogit that this step's forward saw. */
-static Status update_weights(Trainer *t, StepReport *r, bool spectrum_due) {
-    UpdateObserver *observer = spectrum_due ? trainer_observe_update : NULL;
+static Status update_weights(Trainer *t, StepReport *r) {
+    UpdateObserver *observer = measure_sees_updates(t) ? measure_update : NULL;
 
     trainer_start_optimizer(t);
     optimizer_step(&t->optimizer, ++t->updates, r->lr, trainer_grad_scale(t, r->grad_norm), observer, t);
@@ -69,28 +71,29 @@ static Status refuse_step(const Trainer *t, const StepReport *r, int skipped_in_
         (long long)t->step, r->loss, r->grad_norm, skipped_in_a_row, t->run_dir);
 }
 
-/* The probe holds the records of one step: the line that waits for those of the step before is finished first. */
-static Status begin_spectrum(Trainer *t) {
-    Status status = report_finish(t);
-    spectrum_probe_begin(t->spectrum);
-    return status;
+/* The probes hold the records of one step: the line that waits for those of an earlier one is finished first. */
+static Status begin_measurements(Trainer *t) {
+    measure_begin(t);
+    return measure_is_due(t) ? report_finish(t) : status_ok();
 }
 
 static Status train_step(Trainer *t, StepReport *r, int *skipped_in_a_row) {
     const double start = clock_seconds();
-    const bool spectrum_due = trainer_spectrum_due(t, t->step + 1);
     Status status;
 
     *r = (StepReport){.lr = trainer_lr(t, t->step + 1)};
-    t->probe_seconds = 0;
-    if (spectrum_due && FAILED(status, begin_spectrum(t))) return status;
+    if (FAILED(status, begin_measurements(t))) return status;
     if (FAILED(status, accumulate_gradients(t))) return status;
     if (FAILED(status, trainer_read_step(t, r))) return status;
     t->step++;
     r->applied = isfinite(r->loss) && isfinite(r->grad_norm);
     *skipped_in_a_row = r->applied ? 0 : *skipped_in_a_row + 1;
-    status = r->applied ? update_weights(t, r, spectrum_due) : refuse_step(t, r, *skipped_in_a_row);
-    r->step_seconds = clock_seconds() - start - t->probe_seconds;
+    status = r->applied ? update_weights(t, r) : refuse_step(t, r, *skipped_in_a_row);
+    r->step_seconds = clock_seconds() - start - t->measurements.seconds;
+    if (r->applied)
+        measure_end(t);
+    else
+        measure_cancel(t);
     return status;
 }
 
@@ -116,8 +119,6 @@ static Status train_loop(Trainer *t, Progress *progress) {
         Status failure = train_step(t, &r, &skipped_in_a_row);
         if (failure.code && failure.code != STATUS_DIVERGED) return failure;
 
-        r.has_spectrum = r.applied && trainer_spectrum_due(t, t->step);
-        if (r.has_spectrum) trainer_measure_weights(t);
         r.evaluated = due(c->train.eval_every, t->step, steps);
         if (r.evaluated && FAILED(status, trainer_evaluate(t, c->train.eval_batches, &r.val_loss))) return status;
         if (FAILED(status, report_step(t, &r))) return status;

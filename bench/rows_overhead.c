@@ -65,11 +65,13 @@ static void add_cost(Bench *b, const char *name, double seconds, int64_t every, 
 /* Weights, momenta and updates of one step, on the gradients that are there. */
 static Status time_spectra(Session *s, double *seconds) {
     Trainer *t = &s->trainer;
-    t->probe_seconds = 0;
-    spectrum_probe_begin(t->spectrum);
-    optimizer_step(&t->optimizer, ++t->updates, 1e-6, 1, trainer_observe_update, t);
-    trainer_measure_weights(t);
-    *seconds = t->probe_seconds;
+    measure_cancel(t);
+    t->measurements.due[MEASURE_SPECTRUM] = true;
+    t->measurements.seconds = 0;
+    optimizer_step(&t->optimizer, ++t->updates, 1e-6, 1, measure_update, t);
+    measure_end(t);
+    *seconds = t->measurements.seconds;
+    spectrum_probe_begin(t->measurements.spectrum);
     return backend_sync(&t->backend);
 }
 

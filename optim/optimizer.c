@@ -149,6 +149,20 @@ static Tensor working_copy(const ParamTable *params, const Route *route) {
     return separate ? route_view(route, params, params->work) : tensor_none();
 }
 
+static void notify(const Optimizer *opt, const Route *route, const StepContext *s, UpdateMoment moment, Tensor update) {
+    if (!s->observer || !is_observed(opt, route)) return;
+    bool applied = moment == UPDATE_APPLIED;
+    const UpdateEvent event = {.moment = moment,
+                               .route = route,
+                               .lr = route->optimizer == OPTIMIZER_ADAMW ? (double)s->adamw.lr : s->lr,
+                               .grad_scale = s->momentum.grad_scale,
+                               .weights = route_view(route, opt->params, opt->params->master),
+                               .gradient = route_view(route, opt->params, opt->params->grad),
+                               .momentum = applied ? route->momentum : tensor_none(),
+                               .update = update};
+    s->observer(s->context, &event);
+}
+
 /* Muon (Jordan et al. 2024; decay and scale from Moonlight 2025). */
 static void muon_pass(Optimizer *opt, const Route *route, const StepContext *s) {
     Tensor W = route_view(route, opt->params, opt->params->master), copy = working_copy(opt->params, route);
@@ -157,11 +171,12 @@ static void muon_pass(Optimizer *opt, const Route *route, const StepContext *s) 
     OrthogonalizeBuffers buffers = layout_pass(opt, &scratch, route);
     Tensor U = buffers.x;
 
+    notify(opt, route, s, UPDATE_COMES, tensor_none());
     op_momentum(opt->be, U, M, G, s->momentum);              /* M <- mu M + G, U = G + mu M */
     Tensor O = orthogonalize(&opt->orthogonalizer, buffers); /* O = msign(U) */
-    if (s->observer && is_observed(opt, route)) s->observer(s->context, route, M, O);
     op_apply_update(opt->be, W, copy, O, (float)(1 - s->lr * (double)route->decay),
                     (float)(s->lr * (double)route->scale));
+    notify(opt, route, s, UPDATE_APPLIED, O);
 }
 
 static void adamw_pass(Optimizer *opt, const Route *route, const StepContext *s) {
@@ -182,7 +197,11 @@ static void observe_adamw(Optimizer *opt, const Route *route, const StepContext 
     step.lr = -1, step.beta1 = 1, step.beta2 = 1, step.decay = 0;
     op_fill(opt->be, update, 0);
     op_adamw(opt->be, update, tensor_none(), route->momentum, route->second, g, step);
-    s->observer(s->context, route, route->momentum, update);
+    notify(opt, route, s, UPDATE_APPLIED, update);
+}
+
+static void announce_adamw(Optimizer *opt, const Route *route, const StepContext *s) {
+    notify(opt, route, s, UPDATE_COMES, tensor_none());
 }
 
 static void for_each_pass(Optimizer *opt, const Route *route, const StepContext *s,
@@ -222,8 +241,10 @@ void optimizer_step(Optimizer *opt, int64_t step, double lr, float grad_scale, U
         if (route->optimizer == OPTIMIZER_MUON) {
             for_each_pass(opt, route, &s, muon_pass);
         } else {
+            bool observed = observer && is_observed(opt, route);
+            if (observed) for_each_pass(opt, route, &s, announce_adamw);
             adamw_pass(opt, route, &s);
-            if (observer && is_observed(opt, route)) for_each_pass(opt, route, &s, observe_adamw);
+            if (observed) for_each_pass(opt, route, &s, observe_adamw);
         }
     }
 }

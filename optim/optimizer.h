@@ -20,10 +20,26 @@ typedef struct {
     Tensor second;    /* AdamW v; absent for Muon: one buffer a matrix instead of two */
 } Route;
 
-/* Sees each hidden matrix's update U before it is applied as W <- (1 - lr wd) W - lr * scale * U: Muon's O = msign(.),
- * AdamW's m̂/(sqrt(v̂)+eps). Tensors are 4-d as Route.momentum and valid during the call only. A long run comes in
- * several calls: `route` is then narrowed to the layers of the call. */
-typedef void UpdateObserver(void *context, const Route *route, Tensor momentum, Tensor update);
+/* An observer sees each run of hidden matrices twice: before its step and after it. */
+typedef enum {
+    UPDATE_COMES,   /* the weights are the old ones; momentum and update are absent */
+    UPDATE_APPLIED, /* W <- (1 - lr wd) W - lr * scale * U has been done */
+} UpdateMoment;
+
+/* Tensors are 4-d as Route.momentum and valid during the call only. A long run comes in several calls: `route` is then
+ * narrowed to the layers of the call. */
+typedef struct {
+    UpdateMoment moment;
+    const Route *route;
+    double lr;        /* of this step, which route->scale multiplies */
+    float grad_scale; /* that the gradients were multiplied by */
+    Tensor weights;   /* f32 masters, strided */
+    Tensor gradient;  /* of the whole batch, strided; without grad_scale */
+    Tensor momentum;  /* after this step */
+    Tensor update;    /* U: Muon's O = msign(.), AdamW's m̂/(sqrt(v̂)+eps) */
+} UpdateEvent;
+
+typedef void UpdateObserver(void *context, const UpdateEvent *event);
 
 typedef struct {
     Backend *be;

@@ -24,7 +24,7 @@ static void memory_rows(const Trainer *t, MemoryRow rows[MEMORY_ROWS]) {
         {"optimizer", "momentum, second moments, orthogonalizer", optimizer_planned_bytes(&t->optimizer)},
         {"activations", "of one micro-batch", arena_bytes(&g->activations)},
         {"scratch", "of the ops", backend_scratch_bytes(&t->backend, gpt_op_limits(g))},
-        {"probe", "spectra, on the host", t->spectrum ? spectrum_probe_bytes(t->spectrum) : 0},
+        {"probe", "measurements, mostly on the host", measure_bytes(t)},
         {"program", "code, libraries, mapped data so far", t->base_memory},
     };
     for (int i = 0; i < MEMORY_ROWS; i++) rows[i] = all[i];
@@ -113,27 +113,6 @@ static void add_clips(cJSON *line, const Trainer *t, int64_t count) {
     }
 }
 
-static void add_spectrum(cJSON *line, const Trainer *t) {
-    static const char *const of[] = {"weight", "momentum", "update"};
-    int64_t count;
-    const SpectrumRecord *records = spectrum_probe_records(t->spectrum, &count);
-    cJSON *list = cJSON_AddArrayToObject(line, "spectrum");
-    for (int64_t i = 0; i < count; i++) {
-        const SpectrumRecord *r = &records[i];
-        cJSON *row = cJSON_CreateObject();
-        metrics_add_number(row, "layer", (double)r->layer);
-        cJSON_AddStringToObject(row, "role", role_name(t->gpt.params.kinds[r->kind].role));
-        cJSON_AddItemToObject(row, "head", r->head < 0 ? cJSON_CreateNull() : metrics_number(r->head));
-        cJSON_AddStringToObject(row, "of", of[r->of]);
-        metrics_add_float(row, "sigma_max", (float)r->spectrum.sigma_max);
-        metrics_add_float(row, "entropy", (float)r->spectrum.entropy);
-        metrics_add_float(row, "entropy_sq", (float)r->spectrum.entropy_sq);
-        metrics_add_float(row, "effective_rank", (float)r->spectrum.effective_rank);
-        metrics_add_float(row, "stable_rank", (float)r->spectrum.stable_rank);
-        cJSON_AddItemToArray(list, row);
-    }
-}
-
 static double tokens_per_second(const Trainer *t, const StepReport *r) {
     return (double)(t->config.train.batch * t->gpt.T) / r->step_seconds;
 }
@@ -146,7 +125,7 @@ Status report_finish(Trainer *t) {
     cJSON *line = t->pending_line;
     if (!line) return status_ok();
     t->pending_line = NULL;
-    add_spectrum(line, t);
+    measure_report_spectra(t, line);
     if (!t->backend.failure.code) return metrics_write(&t->metrics, line);
     cJSON_Delete(line); /* the device failed before it had delivered the matrices */
     return t->backend.failure;
@@ -171,12 +150,9 @@ Status report_step(Trainer *t, const StepReport *r) {
     metrics_add_float(line, "mfu", (float)mfu(t, r));
     metrics_add_float(line, "step_ms", (float)(1e3 * r->step_seconds));
     metrics_add_float(line, "optimizer_ms", (float)(1e3 * r->optimizer_seconds));
-    if (r->has_spectrum) {
-        metrics_add_float(line, "probe_ms", (float)(1e3 * t->probe_seconds));
-        t->pending_line = line;
-        return backend_is_asynchronous(&t->backend) ? status : report_finish(t);
-    }
-    return metrics_write(&t->metrics, line);
+    if (!measure_report(t, line)) return metrics_write(&t->metrics, line);
+    t->pending_line = line;
+    return status;
 }
 
 /* ---- progress --------------------------------------------------------------------------------------------------- */

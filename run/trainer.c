@@ -71,8 +71,7 @@ static Status plan_training(Trainer *t) {
     Status status;
     if (FAILED(status, open_data(&t->train_data, &t->config, t->config.data.train, false))) return status;
     if (FAILED(status, optimizer_plan(&t->optimizer, &t->gpt.params, &t->config.optimizer, &t->backend))) return status;
-    if (t->config.probe.spectrum_every > 0)
-        if (FAILED(status, spectrum_probe_create(&t->spectrum, &t->gpt.params, &t->backend))) return status;
+    if (FAILED(status, measure_create(t))) return status;
     t->base_memory = resident_bytes();
     return status;
 }
@@ -134,7 +133,7 @@ void trainer_free(Trainer *t) {
     free(t->statistics);
     free(t->clips);
     cJSON_Delete(t->pending_line);
-    spectrum_probe_free(t->spectrum);
+    measure_free(t);
     optimizer_free(&t->optimizer);
     gpt_free(&t->gpt);
     dataset_close(t->train_data);
@@ -333,7 +332,8 @@ void trainer_start_optimizer(Trainer *t) {
 void trainer_stop_optimizer(Trainer *t, StepReport *r) {
     backend_mark(&t->backend, MARK_OPTIMIZER_END);
     t->optimizer_pending = true;
-    if (!backend_is_asynchronous(&t->backend)) r->optimizer_seconds = take_optimizer_seconds(t) - t->probe_seconds;
+    if (!backend_is_asynchronous(&t->backend))
+        r->optimizer_seconds = take_optimizer_seconds(t) - t->measurements.seconds;
 }
 
 float trainer_grad_scale(const Trainer *t, double grad_norm) {
@@ -345,32 +345,7 @@ double trainer_lr(const Trainer *t, int64_t step) {
     return t->config.optimizer.lr * schedule_factor(&t->config.optimizer.schedule, t->config.train.steps, step);
 }
 
-/* ---- measurements ----------------------------------------------------------------------------------------------- */
-
-bool trainer_spectrum_due(const Trainer *t, int64_t step) {
-    int64_t every = t->config.probe.spectrum_every;
-    return every > 0 && (step == 1 || step % every == 0);
-}
-
-void trainer_observe_update(void *context, const Route *route, Tensor momentum, Tensor update) {
-    Trainer *t = context;
-    const double start = clock_seconds();
-    spectrum_probe_add(t->spectrum, route->kind, route->first, route->split, momentum, SPECTRUM_MOMENTUM);
-    spectrum_probe_add(t->spectrum, route->kind, route->first, route->split, update, SPECTRUM_UPDATE);
-    t->probe_seconds += clock_seconds() - start;
-}
-
-void trainer_measure_weights(Trainer *t) {
-    const ParamTable *params = &t->gpt.params;
-    const double start = clock_seconds();
-    for (int kind = 0; kind < params->kind_count; kind++) {
-        if (!params_is_hidden_matrix(&params->kinds[kind])) continue;
-        Tensor run = params_block_run(params, params->master, kind, 0, params_kind_layers(params, kind), SPLIT_WHOLE);
-        spectrum_probe_add(t->spectrum, kind, 0, SPLIT_WHOLE, run, SPECTRUM_WEIGHT);
-    }
-    spectrum_probe_finish(t->spectrum);
-    t->probe_seconds += clock_seconds() - start;
-}
+/* ---- evaluation ------------------------------------------------------------------------------------------------- */
 
 /* One micro-batch of validation windows from `first` on; rows beyond the last window are ignored. Returns through
  * `count` how many windows it holds. */

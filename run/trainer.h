@@ -13,16 +13,16 @@
 #include "model/gpt.h"
 #include "optim/optimizer.h"
 #include "optim/qk_clip.h"
-#include "probe/spectrum.h"
+#include "run/measure.h"
 
-typedef struct {
+struct Trainer {
     Config config;
     char run_dir[PATH_SIZE];
     Backend backend;
     Dataset *train_data, *val_data;
     Gpt gpt;
     Optimizer optimizer;
-    SpectrumProbe *spectrum; /* NULL: off */
+    Measurements measurements;
     MetricsWriter metrics;
 
     /* What a checkpoint keeps beside weights and optimizer state. */
@@ -32,7 +32,6 @@ typedef struct {
 
     char device_note[256]; /* why device=auto passed over a faster device; "" if it did not */
     double peak_flops;
-    double probe_seconds;      /* the host's, spent on spectra in this step */
     bool optimizer_pending;    /* the device has marked an optimizer step that has not been reported */
     cJSON *pending_line;       /* of metrics.jsonl: a step's, until its spectra have been computed; or NULL */
     int64_t base_memory;       /* resident before the run's own allocations: program, libraries, data tables */
@@ -40,15 +39,14 @@ typedef struct {
     float *statistics;         /* the model's, on the host */
     float *max_logit;          /* within them: (layers, heads) of this step */
     ClipEvent *clips;          /* room for layers * heads */
-} Trainer;
+};
 
 /* What happened in one step: filled by the loop, printed and logged by report.h. */
 typedef struct {
     double loss, lr, grad_norm, max_logit, max_abs;
     bool applied; /* false: the step was not finite and the weights are untouched */
     int64_t clip_count;
-    bool has_spectrum; /* the spectrum probe holds records of this step */
-    bool evaluated;    /* there is a val_loss; it may be NaN */
+    bool evaluated; /* there is a val_loss; it may be NaN */
     double val_loss;
     double step_seconds;      /* without the probe's */
     double optimizer_seconds; /* of this step; of the step before where the device runs asynchronously; NaN: unknown */
@@ -84,11 +82,6 @@ void trainer_stop_optimizer(Trainer *t, StepReport *r);
 /* Factor that brings a gradient of this norm down to train.grad_clip. */
 float trainer_grad_scale(const Trainer *t, double grad_norm);
 double trainer_lr(const Trainer *t, int64_t step);
-
-bool trainer_spectrum_due(const Trainer *t, int64_t step);
-/* UpdateObserver that hands momentum and update to the spectrum probe; context is the Trainer. */
-void trainer_observe_update(void *context, const Route *route, Tensor momentum, Tensor update);
-void trainer_measure_weights(Trainer *t);
 
 /* Mean loss in nats per token over the first `batches` micro-batches of the validation windows; 0: over all of them. */
 Status trainer_evaluate(Trainer *t, int64_t batches, double *loss);

@@ -476,29 +476,41 @@ typedef struct {
     Toy *toy;
     const double *before; /* master, before the step */
     double lr;
-    int64_t elements; /* seen so far */
+    int64_t announced, elements; /* seen so far, before and after their steps */
 } Observed;
 
-static void note_update(void *context, const Route *route, Tensor momentum, Tensor update) {
-    Observed *o = context;
-    Toy *toy = o->toy;
-    ParamTable *p = &toy->params;
-    assert_true(params_is_hidden_matrix(&p->kinds[route->kind]));
-    assert_true(tensor_same_shape(momentum, update) && tensor_same_shape(momentum, route->momentum));
-    o->elements += tensor_numel(update);
-    if (route->optimizer == OPTIMIZER_MUON) return; /* not applied yet: see below */
+static void check_adamw_update(Toy *toy, const UpdateEvent *e) {
     const AdamwConfig *c = &toy->config.adamw;
-    double *u = test_read(&toy->be, update), *m = test_read(&toy->be, momentum),
-           *v = test_read(&toy->be, route->second);
-    for (int64_t i = 0; i < tensor_numel(update); i++) {
+    Backend *be = &toy->be;
+    double *u = test_read(be, e->update), *m = test_read(be, e->momentum), *v = test_read(be, e->route->second);
+    for (int64_t i = 0; i < tensor_numel(e->update); i++) {
         double expected = m[i] / (1 - c->beta1) / (sqrt(v[i] / (1 - c->beta2)) + c->eps);
         assert_close("update", &u[i], &expected, 1, (Tolerance){.relative = 1e-5});
     }
-    Tensor w = params_block_run(p, p->master, route->kind, route->first, route->layers, route->split);
-    int64_t start = (float *)w.data - (float *)p->master.data;
-    for (int64_t i = 0; o->lr > 0 && i < w.shape[3]; i++) { /* the first row */
-        double applied = ((1 - o->lr * .1) * o->before[start + i] - test_get(&toy->be, w, i)) / o->lr;
-        assert_close("applied", &u[i], &applied, 1, (Tolerance){.absolute = 2e-5});
+}
+
+static void note_update(void *context, const UpdateEvent *e) {
+    Observed *o = context;
+    Toy *toy = o->toy;
+    ParamTable *p = &toy->params;
+    int64_t start = (float *)e->weights.data - (float *)p->master.data;
+    assert_true(params_is_hidden_matrix(&p->kinds[e->route->kind]));
+    assert_true(tensor_same_shape(e->weights, e->route->momentum) && tensor_same_shape(e->weights, e->gradient));
+    assert_ptr_equal(e->gradient.data, (float *)p->grad.data + start);
+    if (e->moment == UPDATE_COMES) {
+        assert_false(tensor_present(e->momentum) || tensor_present(e->update));
+        for (int64_t i = 0; i < e->weights.shape[3]; i++)
+            assert_true(test_get(&toy->be, e->weights, i) == o->before[start + i]);
+        o->announced += tensor_numel(e->weights);
+        return;
+    }
+    assert_true(tensor_same_shape(e->momentum, e->update) && tensor_same_shape(e->momentum, e->route->momentum));
+    o->elements += tensor_numel(e->update);
+    if (e->route->optimizer == OPTIMIZER_ADAMW) check_adamw_update(toy, e);
+    for (int64_t i = 0; o->lr > 0 && i < e->weights.shape[3]; i++) { /* the first row */
+        double applied = ((1 - o->lr * .1) * o->before[start + i] - test_get(&toy->be, e->weights, i)) / o->lr;
+        double expected = (double)e->route->scale * test_get(&toy->be, e->update, i);
+        assert_close("applied", &applied, &expected, 1, (Tolerance){.absolute = 2e-5});
     }
 }
 
@@ -524,6 +536,7 @@ static void the_observer_sees_every_hidden_matrix_and_changes_nothing(void **sta
             Observed o = {.toy = &watched, .before = test_read(&watched.be, watched.params.master), .lr = lr};
             optimizer_step(&watched.opt, 1, lr, 1, note_update, &o);
             optimizer_step(&plain.opt, 1, lr, 1, NULL, NULL);
+            assert_int_equal(o.announced, hidden_elements(&watched.params));
             assert_int_equal(o.elements, hidden_elements(&watched.params));
             assert_tensors_close("weights", &watched.be, watched.params.master, &plain.be, plain.params.master,
                                  (Tolerance){0});
@@ -545,12 +558,14 @@ typedef struct {
     double first_values[4];
 } Passes;
 
-static void count_passes(void *context, const Route *route, Tensor momentum, Tensor update) {
+static void count_passes(void *context, const UpdateEvent *event) {
     Passes *p = context;
+    const Route *route = event->route;
+    if (event->moment != UPDATE_APPLIED) return;
     assert_int_equal(route->first, p->first);
-    assert_int_equal(route->layers, momentum.shape[0]);
+    assert_int_equal(route->layers, event->momentum.shape[0]);
     for (int64_t layer = 0; layer < route->layers; layer++)
-        p->first_values[route->first + layer] = test_get(p->be, tensor_index(update, layer), 0);
+        p->first_values[route->first + layer] = test_get(p->be, tensor_index(event->update, layer), 0);
     p->calls++;
     p->first += route->layers;
     p->layers += route->layers;

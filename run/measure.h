@@ -1,0 +1,49 @@
+/* Measurements: which of them a step owes, the probes that take them, and their fields of metrics.jsonl.
+ *
+ * The step loop (train_gpt.c) calls the functions below in this order; each does nothing for what is not due:
+ *
+ *      measure_begin                       before the first forward pass
+ *      measure_forward, measure_backward   after each of a micro-batch: its activations, its gradients so far
+ *      measure_update                      what the optimizer calls for each run of hidden matrices
+ *      measure_end                         after optimizer and QK-Clip
+ *      measure_report, .._report_spectra   the fields
+ *
+ * A measurement reads and never writes: a run's weights have the same bits with all of them and with none.
+ */
+#pragma once
+
+#include <cjson/cJSON.h>
+
+#include "optim/optimizer.h"
+#include "probe/spectrum.h"
+
+typedef struct Trainer Trainer;
+
+typedef enum { MEASURE_SPECTRUM, MEASURE_COUNT } Measurement;
+
+typedef struct {
+    bool due[MEASURE_COUNT]; /* in this step */
+    double seconds;          /* of the host, in this step */
+    SpectrumProbe *spectrum; /* NULL: off */
+} Measurements;
+
+/* Memory and tables of the probes that the configuration asks for. After model and optimizer have been planned. */
+Status measure_create(Trainer *t);
+void measure_free(Trainer *t);
+int64_t measure_bytes(const Trainer *t); /* for the plan */
+
+void measure_begin(Trainer *t);
+void measure_forward(Trainer *t, int64_t micro_batch); /* counts from 0 */
+void measure_backward(Trainer *t, int64_t micro_batch);
+void measure_update(void *trainer, const UpdateEvent *event);
+void measure_end(Trainer *t);
+void measure_cancel(Trainer *t); /* the step was refused: nothing is due any more */
+
+bool measure_is_due(const Trainer *t);       /* anything in this step */
+bool measure_sees_updates(const Trainer *t); /* so that the optimizer is to call measure_update */
+
+/* What is known now. True: spectra are still being computed while the device goes on, and the line is to be kept for
+ * measure_report_spectra. */
+bool measure_report(Trainer *t, cJSON *line);
+/* Waits for the spectra, adds them and forgets them. */
+void measure_report_spectra(Trainer *t, cJSON *line);
