@@ -54,6 +54,7 @@ typedef struct {
     int64_t eval_every;                /* 0: only at the end */
     int64_t eval_batches;              /* micro-batches; 0: the whole validation set */
     OnNonfinite on_nonfinite;
+    char init_from[PATH_SIZE]; /* run or checkpoint whose weights a new run starts with; "seed": none */
 } TrainConfig;
 
 typedef struct {

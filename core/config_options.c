@@ -109,6 +109,9 @@ const Option config_options[] = {
      .help = "Per validation; 0: the whole validation set."},
     {CHOICE(train.on_nonfinite), .initial = "skip", .choices = on_nonfinites,
      .help = "A step whose loss or gradient is not finite is skipped, or the run stops."},
+    {STRING(train.init_from), .initial = "seed",
+     .help =
+         "Run or checkpoint whose weights a new run starts with, whatever its optimizer and data; seed: random ones."},
 
     {CHOICE(optimizer.matrices), .initial = "muon", .choices = optimizers, .help = "Optimizer of hidden matrices."},
     {REAL(optimizer.lr), .initial = "0.002", .maximum = 100, .help = "Peak learning rate."},

@@ -17,6 +17,7 @@
 #include "model/safetensors.h"
 
 static const char STATE_FILE[] = "state.json";
+static const char CHECKPOINTS[] = "checkpoints";
 
 /* The files whose sums state.json keeps. */
 typedef enum { FILE_MODEL, FILE_CONFIG, FILE_OPTIMIZER, FILE_COUNT } FileId;
@@ -443,9 +444,17 @@ static Status open_checked(SafetensorsFile *file, const char *dir, FileId id, Te
     return check_tensors(file, list, keys);
 }
 
+static const char model_keys[] = "model.layers, heads, kv_heads, width, mlp_width, vocab, context and preset";
+
+static Status read_model(const SafetensorsFile *file, Gpt *gpt, TensorList model) {
+    Status status = read_tensors(file, gpt->be, model);
+    if (status.code) return status;
+    params_refresh_work(gpt->be, &gpt->params);
+    return backend_sync(gpt->be);
+}
+
 Status checkpoint_load(const char *dir, Gpt *gpt, CheckpointState *state, const NamedTensor *optimizer,
                        int64_t optimizer_count) {
-    static const char model_keys[] = "model.layers, heads, kv_heads, width, mlp_width, vocab, context and preset";
     static const char optimizer_keys[] = "optimizer.matrices, optimizer.overrides and optimizer.muon.per_head";
     TensorList model = {0}, moments = {0};
     SafetensorsFile model_file = {0}, moments_file = {0};
@@ -459,9 +468,7 @@ Status checkpoint_load(const char *dir, Gpt *gpt, CheckpointState *state, const 
         if (FAILED(status, open_checked(&moments_file, dir, FILE_OPTIMIZER, moments, optimizer_keys))) goto done;
         if (FAILED(status, read_tensors(&moments_file, gpt->be, moments))) goto done;
     }
-    if (FAILED(status, read_tensors(&model_file, gpt->be, model))) goto done;
-    params_refresh_work(gpt->be, &gpt->params);
-    if (FAILED(status, backend_sync(gpt->be))) goto done;
+    if (FAILED(status, read_model(&model_file, gpt, model))) goto done;
     *state = read;
 done:
     safetensors_close(&moments_file);
@@ -471,9 +478,44 @@ done:
     return status;
 }
 
+/* The folder that holds the weights, verified if it can be. */
+static Status find_weights(const char *from, char *dir) {
+    char path[PATH_SIZE];
+    CheckpointState state;
+    Status status = path_join(path, from, file_names[FILE_MODEL]);
+    if (status.code) return status;
+    if (!file_exists(path)) {
+        status = path_join(path, from, CHECKPOINTS);
+        if (status.code) return status;
+        if (file_exists(path)) return checkpoint_find_newest_intact(from, dir, stderr);
+        return status_error(STATUS_BAD_INPUT,
+                            "train.init_from: %s is no run and no checkpoint: it holds no %s and no %s/", from,
+                            file_names[FILE_MODEL], CHECKPOINTS);
+    }
+    snprintf(dir, PATH_SIZE, "%s", from);
+    status = path_join(path, from, STATE_FILE);
+    return status.code || !file_exists(path) ? status : checkpoint_verify(from, &state);
+}
+
+Status checkpoint_load_weights(const char *from, Gpt *gpt, char *dir) {
+    char path[PATH_SIZE];
+    TensorList model = {0};
+    SafetensorsFile file = {0};
+    Status status;
+    if (FAILED(status, find_weights(from, dir))) return status;
+    if (FAILED(status, path_join(path, dir, file_names[FILE_CONFIG]))) return status;
+    if (FAILED(status, huggingface_check_config(&gpt->config, path))) return status;
+    if (FAILED(status, list_model(&model, gpt))) goto done;
+    if (FAILED(status, open_checked(&file, dir, FILE_MODEL, model, model_keys))) goto done;
+    status = read_model(&file, gpt, model);
+done:
+    safetensors_close(&file);
+    free(model.items);
+    return status;
+}
+
 /* ---- the checkpoints of a run ----------------------------------------------------------------------------------- */
 
-static const char CHECKPOINTS[] = "checkpoints";
 enum { STEP_NAME_SIZE = 40 };
 
 static void step_name(char *buffer, int64_t step) {

@@ -46,6 +46,12 @@ Status checkpoint_find_newest_intact(const char *run_dir, char *dir, FILE *notes
 Status checkpoint_load(const char *dir, Gpt *gpt, CheckpointState *state, const NamedTensor *optimizer,
                        int64_t optimizer_count);
 
+/* The weights alone, for a new run with an optimizer and data of its own. from: a run (its newest intact checkpoint is
+ * taken), a checkpoint, or any folder with transformers' config.json and a model.safetensors in F32; files that come
+ * with checksums are verified. Refuses another model by the key that differs, before the first weight changes; another
+ * context is no other model where positions are rotary. Writes the folder taken into dir (PATH_SIZE). */
+Status checkpoint_load_weights(const char *from, Gpt *gpt, char *dir);
+
 /* After a checkpoint of step `newest` was written: removes what interrupted writing left, and, unless `keep` is 0, all
  * but the `keep` newest up to that step. Checkpoints of later steps go too: they are broken, or the run would have been
  * resumed from them, and must not take an intact one's place. */

@@ -10,7 +10,10 @@
 
 #include <cjson/cJSON.h>
 #include <stdio.h>
+#include <stdlib.h>
 #include <string.h>
+
+#include "core/file.h"
 
 /* ---- architectures ---------------------------------------------------------------------------------------------- */
 
@@ -223,4 +226,53 @@ char *huggingface_config(const ModelConfig *config) {
     char *text = cJSON_Print(json);
     cJSON_Delete(json);
     return text;
+}
+
+/* Keys of huggingface_config that say nothing of what the model computes from its weights, and those of the context, of
+ * which a learned position table's shape speaks. */
+static bool is_free(const char *key) {
+    static const char *const keys[] = {
+        "torch_dtype", "initializer_range",       "bos_token_id", "eos_token_id", "n_positions",
+        "n_ctx",       "max_position_embeddings", "resid_pdrop",  "embd_pdrop",   "attn_pdrop"};
+    for (size_t i = 0; i < sizeof keys / sizeof *keys; i++)
+        if (strcmp(keys[i], key) == 0) return true;
+    return false;
+}
+
+static Status compare_configs(const cJSON *ours, const cJSON *theirs, const char *path) {
+    for (const cJSON *key = ours->child; key; key = key->next) {
+        const cJSON *other = cJSON_GetObjectItemCaseSensitive(theirs, key->string);
+        if (is_free(key->string) || !other || cJSON_IsNull(other) || cJSON_Compare(key, other, true)) continue;
+        char *is = cJSON_PrintUnformatted(key), *was = cJSON_PrintUnformatted(other);
+        Status status = status_error(STATUS_BAD_INPUT,
+                                     "%s: the model there has %s %s, this run's %s; change the model section to match",
+                                     path, key->string, was ? was : "", is ? is : "");
+        free(is);
+        free(was);
+        return status;
+    }
+    return status_ok();
+}
+
+Status huggingface_check_config(const ModelConfig *config, const char *path) {
+    const int64_t limit = 1 << 20;
+    char *text = NULL, *own = NULL;
+    int64_t size = 0;
+    cJSON *theirs = NULL, *ours = NULL;
+    Status status = file_read(path, limit, &text, &size);
+    if (status.code) return status;
+    own = huggingface_config(config);
+    theirs = cJSON_ParseWithLength(text, (size_t)size);
+    ours = own ? cJSON_Parse(own) : NULL;
+    if (!ours)
+        status = status_error(STATUS_OUT_OF_MEMORY, "no memory to compare with %s", path);
+    else if (!cJSON_IsObject(theirs))
+        status = status_error(STATUS_BAD_INPUT, "%s: this is no JSON object", path);
+    else
+        status = compare_configs(ours, theirs, path);
+    cJSON_Delete(ours);
+    cJSON_Delete(theirs);
+    free(own);
+    free(text);
+    return status;
 }

@@ -31,3 +31,7 @@ int64_t huggingface_tensors(const Gpt *gpt, FileTensor *list);
 
 /* config.json of this model; NULL without memory. The caller frees it. */
 char *huggingface_config(const ModelConfig *config);
+
+/* Whether the config.json at `path` describes this model, in every key that both have and that changes what it computes
+ * but for the context. STATUS_BAD_INPUT names the first that differs. */
+Status huggingface_check_config(const ModelConfig *config, const char *path);

@@ -58,6 +58,7 @@ void report_print_header(const Trainer *t) {
            (long long)m->mlp_width, (long long)m->context, (long long)m->vocab, (double)gpt_parameters(g) / 1e6);
     printf("device   %s, %s\n", t->backend.description, dtype_name(t->backend.compute_dtype));
     if (t->device_note[0]) printf("         %s\n", t->device_note);
+    if (t->weights_from[0]) printf("weights  of %s\n", t->weights_from);
     printf("data     %s\n", dataset_description(t->train_data));
     printf("         %s\n", dataset_description(t->val_data));
     optimizer_print_routes(&t->optimizer, stdout);

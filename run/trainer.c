@@ -171,8 +171,14 @@ static Status write_config(const Trainer *t) {
     return status;
 }
 
+static Status take_initial_weights(Trainer *t) {
+    const char *from = t->config.train.init_from;
+    return strcmp(from, "seed") == 0 ? status_ok() : checkpoint_load_weights(from, &t->gpt, t->weights_from);
+}
+
 Status trainer_create_run(Trainer *t) {
     Status status;
+    if (FAILED(status, take_initial_weights(t))) return status;
     if (FAILED(status, folder_create(t->config.runs_dir))) return status;
     if (FAILED(status, make_run_dir(t))) return status;
     if (FAILED(status, write_config(t)) || FAILED(status, metrics_open(&t->metrics, t->run_dir, 0)))

@@ -30,7 +30,8 @@ struct Trainer {
     int64_t updates; /* steps that changed the weights: AdamW's t */
     int64_t samples; /* training sequences seen */
 
-    char device_note[256]; /* why device=auto passed over a faster device; "" if it did not */
+    char weights_from[PATH_SIZE]; /* checkpoint that train.init_from led to; "" if the seed made the weights */
+    char device_note[256];        /* why device=auto passed over a faster device; "" if it did not */
     double peak_flops;
     bool optimizer_pending;    /* the device has marked an optimizer step that has not been reported */
     cJSON *pending_line;       /* of metrics.jsonl: a step's, until its spectra have been computed; or NULL */
@@ -63,8 +64,8 @@ Status trainer_allocate(Trainer *t);
 Status trainer_plan_model(Trainer *t, const Config *config, int64_t micro_batch);
 Status trainer_plan_evaluation(Trainer *t, const Config *config);
 Status trainer_allocate_evaluation(Trainer *t);
-/* New run: makes the run folder (name, or name-2, name-3, ... when it exists) and writes config.json. After a failure
- * the folder is gone again. */
+/* New run: takes the weights of train.init_from, if it names some, makes the run folder (name, or name-2, name-3, ...
+ * when it exists) and writes config.json. After a failure the folder is gone again. */
 Status trainer_create_run(Trainer *t);
 /* Resume: weights, optimizer state and position from run_dir's newest intact checkpoint; config.json becomes the
  * configuration that it goes on with. Refuses another model and other data. After trainer_allocate. */

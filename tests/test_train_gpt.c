@@ -337,6 +337,44 @@ static void resume_refuses_another_model_or_other_data(void **state) {
     shell(f, "diff -r before runs/a");
 }
 
+/* Fine-tuning: the weights of one run, another optimizer and other data. With a rate of 0 the new run's first
+ * checkpoint shows what it started with. */
+static void a_run_starts_from_the_weights_of_another(void **state) {
+    Fixture *f = *state;
+    static const char other[] = "optimizer.matrices=adamw data.synthetic_states=3 seed=7 train.steps=1 "
+                                "optimizer.schedule.warmup=0 probe.spectrum_every=0 optimizer.lr=0";
+    run(f, "name=a %s", tiny);
+    static const char *const from[] = {"runs/a", "runs/a/checkpoints/step_00000008", "bare"};
+    shell(f, "mkdir bare && cp runs/a/checkpoints/step_00000008/model.safetensors bare && "
+             "cp runs/a/checkpoints/step_00000008/config.json bare");
+    for (int i = 0; i < 3; i++) {
+        expect(f, run(f, "name=b %s %s model.context=8 train.init_from=%s", tiny, other, from[i]), 0, "weights  of");
+        shell(f, "cmp runs/a/checkpoints/step_00000008/model.safetensors "
+                 "runs/b/checkpoints/step_00000001/model.safetensors");
+        shell(f, "mv runs/a a"); /* a resumed run needs the old one no more */
+        expect(f, run(f, "--resume runs/b train.steps=2 optimizer.lr=0.001"), 0, "2 steps");
+        shell(f, "mv a runs/a && rm -r runs/b");
+    }
+}
+
+static void a_run_does_not_start_from_what_does_not_fit(void **state) {
+    Fixture *f = *state;
+    run(f, "name=a %s model.bias=true", tiny);
+    shell(f, "mv runs old");
+    static const char *const cases[][2] = {
+        {"train.init_from=nowhere", "nowhere is no run and no checkpoint"},
+        {"train.init_from=old/a model.bias=true model.norm_eps=1e-3", "rms_norm_eps 1e-05, this run's 0.001"},
+        {"train.init_from=old/a model.bias=true model.heads=1", "num_attention_heads 2, this run's 1"},
+        {"train.init_from=old/a", "bias"},
+        {"train.init_from=old/a model.bias=true model.vocab=33", "vocab_size 32"},
+    };
+    for (int i = 0; i < 5; i++) expect(f, run(f, "name=b %s %s", tiny, cases[i][0]), 2, cases[i][1]);
+    shell(f,
+          "printf x | dd of=old/a/checkpoints/step_00000008/model.safetensors bs=1 seek=2000 conv=notrunc 2>/dev/null");
+    expect(f, run(f, "name=b %s train.init_from=old/a/checkpoints/step_00000008 model.bias=true", tiny), 2, "damaged");
+    shell(f, "test ! -d runs || test -z \"$(ls runs)\"");
+}
+
 static void bad_input_exits_with_2_and_one_sentence(void **state) {
     Fixture *f = *state;
     static const struct {
@@ -439,6 +477,8 @@ int main(void) {
         PROGRAM_TEST(a_start_that_fails_leaves_no_run_folder),
         PROGRAM_TEST(a_damaged_checkpoint_is_passed_over),
         PROGRAM_TEST(resume_refuses_another_model_or_other_data),
+        PROGRAM_TEST(a_run_starts_from_the_weights_of_another),
+        PROGRAM_TEST(a_run_does_not_start_from_what_does_not_fit),
         PROGRAM_TEST(bad_input_exits_with_2_and_one_sentence),
         PROGRAM_TEST(text_is_prepared_trained_on_evaluated_and_continued),
         PROGRAM_TEST(without_a_tokenizer_a_prompt_is_numbers),
