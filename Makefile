@@ -188,6 +188,10 @@ quickstart:
 compare:
 	@CC='$(CC)' scripts/compare.sh
 
+## lab: train a small model with every optimizer, all measurements on, and draw them (OPTIMIZERS='muon lion' for some)
+lab:
+	@CC='$(CC)' scripts/lab.sh
+
 ## bench: measure speed and memory against what the machine can do, for some minutes (ROWS="baby gemm" for a part)
 bench: $(BUILD)/train_gpt $(BUILD)/bench/bench
 	@$(BUILD)/bench/bench $(ROWS) --program $(BUILD)/train_gpt --json $(BUILD)/bench/results.jsonl
@@ -218,6 +222,6 @@ help:
 	@sed -n 's/^## //p' $(firstword $(MAKEFILE_LIST)) | sort
 
 FORCE:
-.PHONY: all setup programs test run-tests test-sanitize cuda-gate quickstart compare bench bench-check test-gpu bench-gpu check format clean help FORCE
+.PHONY: all setup programs test run-tests test-sanitize cuda-gate quickstart compare lab bench bench-check test-gpu bench-gpu check format clean help FORCE
 .SECONDARY:
 -include $(HOST_OBJECTS:.o=.d) $(BUILD)/cuda/none.d $(CUDA_SOURCES:%.cu=$(BUILD)/%.d) $(BUILD)/train_gpt.d $(TESTS:=.d) $(BUILD)/tests/support.d $(BENCH:%.c=$(BUILD)/%.d)
