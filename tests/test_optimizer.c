@@ -44,6 +44,9 @@ static OptimizerConfig default_config(void) {
     config.muon = (MuonConfig){.momentum = .95, .nesterov = true, .iterations = 5, .scale = SCALE_RMS, .rms = .2};
     snprintf(config.muon.coefficients.set, NAME_SIZE, "muon");
     config.adamw = (AdamwConfig){.beta1 = .9, .beta2 = .95, .eps = 1e-8};
+    config.normuon = (AdaptConfig){.beta2 = .95, .eps = 1e-10};
+    config.adamuon = (AdaptConfig){.beta2 = .95, .eps = 1e-8};
+    config.lion = (LionConfig){.beta1 = .9, .beta2 = .99};
     return config;
 }
 
@@ -277,21 +280,37 @@ static void the_printed_table_has_a_line_for_every_route(void **state) {
 
 /* ---- steps ------------------------------------------------------------------------------------------------------ */
 
-/* One matrix, twice: the second layer shows that layers do not mix. */
-static void check_golden(const GoldenCase *golden, const char *device) {
+static OptimizerConfig config_of_golden(const GoldenCase *golden) {
     OptimizerConfig config = default_config();
     config.matrices = golden->optimizer;
-    config.lr = golden_lr, config.weight_decay = golden_weight_decay;
+    config.lr = golden_lr, config.weight_decay = golden->no_decay ? 0 : golden_weight_decay;
+    config.cautious_decay = golden->cautious;
+    config.mup_base_width = golden->mup_base_width;
+    if (golden->decay_schedule) config.decay_schedule = (ScheduleConfig){.kind = SCHEDULE_LINEAR, .final = .2};
     config.muon.momentum_form = golden->form;
+    config.muon.momentum_start = .85;
+    config.muon.momentum_warmup = golden->momentum_warmup;
+    config.muon.momentum_cooldown = golden->momentum_cooldown;
     config.muon.nesterov = golden->nesterov;
     config.muon.scale = golden->scale;
+    config.muon.orthogonalize = golden->orthogonalize;
+    config.muon.schatten_p = golden->schatten_p;
+    if (golden->per_head) split_heads_of(&config, 1, (const char *const[]){"q"});
+    return config;
+}
+
+/* One matrix, twice: the second layer shows that layers do not mix. The embedding is there for its width. */
+static void check_golden(const GoldenCase *golden, const char *device) {
+    OptimizerConfig config = config_of_golden(golden);
     Toy toy = {0};
+    int embedding = params_add_matrix(&toy.params, "wte", 0, 1, golden->columns);
+    params_add_block(&toy.params, "embed", ROLE_EMBED, embedding, 0, 1, 1, HEADS_IN_ROWS);
     int matrix = params_add_matrix(&toy.params, "w", 2, golden->rows, golden->columns);
-    params_add_block(&toy.params, "w", ROLE_UP, matrix, 0, golden->rows, 1, HEADS_IN_ROWS);
+    params_add_block(&toy.params, "q", ROLE_Q, matrix, 0, golden->rows, golden->per_head ? 2 : 1, golden->axis);
     open_described(&toy, device, "fp32", &config);
 
     int64_t size = golden->rows * golden->columns;
-    Tensor w = weights_of(&toy, toy.params.master, "w"), g = weights_of(&toy, toy.params.grad, "w");
+    Tensor w = weights_of(&toy, toy.params.master, "q"), g = weights_of(&toy, toy.params.grad, "q");
     for (int64_t i = 0; i < 2 * size; i++) test_set(&toy.be, w, i, golden->start[i % size]);
     for (int number = 1; number <= GOLDEN_STEPS; number++) {
         const double *gradient = golden->gradients + (number - 1) * size;
@@ -299,9 +318,11 @@ static void check_golden(const GoldenCase *golden, const char *device) {
         step(&toy, number);
     }
     /* fp32 against fp64: Newton-Schulz leaves 2e-6 of an update of size .02 * 1, three times */
-    double *got = test_read(&toy.be, w), decayed = pow(1 - golden_lr * golden_weight_decay, GOLDEN_STEPS);
-    assert_close("weights", got, golden->expected, size, (Tolerance){.absolute = 1e-6});
-    for (int64_t i = 0; i < size; i++) {
+    char what[64];
+    snprintf(what, sizeof what, "%s, %d x %d, on %s", golden->name, golden->rows, golden->columns, device);
+    double *got = test_read(&toy.be, w), decayed = pow(1 - config.lr * config.weight_decay, GOLDEN_STEPS);
+    assert_close(what, got, golden->expected, size, (Tolerance){.absolute = 1e-6});
+    for (int64_t i = 0; i < size && !golden->decay_schedule; i++) {
         double expected = decayed * golden->start[i];
         assert_close("layer without gradient", &got[size + i], &expected, 1, (Tolerance){.absolute = 1e-6});
     }
