@@ -392,6 +392,10 @@ static void count_rope_grad(Backend *be, Tensor dx, Tensor table) {
     count_traffic(be, OP_ROPE_GRAD, 2 * bytes(dx) + bytes(table), 1);
 }
 
+static void count_sum_heads(Backend *be, Tensor out, Tensor x) {
+    count_traffic(be, OP_SUM_HEADS, bytes(out) + bytes(x), 1);
+}
+
 static void count_gelu(Backend *be, Tensor out, Tensor x) {
     count_traffic(be, OP_GELU, bytes(out) + bytes(x), 1);
 }
