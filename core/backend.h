@@ -40,6 +40,7 @@ typedef struct Backend Backend;
     X(EMBED_GRAD, embed_grad)                                                                                          \
     X(ROPE, rope)                                                                                                      \
     X(ROPE_GRAD, rope_grad)                                                                                            \
+    X(SUM_HEADS, sum_heads)                                                                                            \
     X(ATTENTION, attention)                                                                                            \
     X(ATTENTION_GRAD, attention_grad)                                                                                  \
     X(GELU, gelu)                                                                                                      \
@@ -142,6 +143,7 @@ typedef struct {
     void (*embed_grad)(Backend *, Tensor dwte, Tensor dwpe, Tensor dout, Tensor tokens);
     void (*rope)(Backend *, Tensor x, Tensor table);
     void (*rope_grad)(Backend *, Tensor dx, Tensor table);
+    void (*sum_heads)(Backend *, Tensor out, Tensor x);
     void (*attention)(Backend *, Tensor out, Tensor lse, Tensor max_logit, Tensor max_abs, Tensor q, Tensor k, Tensor v,
                       AttentionParams);
     void (*attention_grad)(Backend *, Tensor dq, Tensor dk, Tensor dv, Tensor dout, Tensor out, Tensor lse, Tensor q,

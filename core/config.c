@@ -416,10 +416,26 @@ static void apply_preset(Reader *r) {
     }
 }
 
+static void default_to(int64_t *value, int64_t computed) {
+    if (*value == 0) *value = computed;
+}
+
+/* DeepSeek-V3's proportions, but for kv_rank where heads are few: a latent vector as wide as the stream saves nothing.
+ */
+static void resolve_mla(const Reader *r, ModelConfig *m) {
+    int64_t head = m->width > m->heads ? m->width / m->heads : 1, half = m->width > 1 ? m->width / 2 : 1;
+    default_to(&m->head_nope, head);
+    default_to(&m->head_rope, (m->head_nope + 3) / 4 * 2);
+    default_to(&m->head_value, m->head_nope);
+    default_to(&m->kv_rank, 4 * m->head_nope < half ? 4 * m->head_nope : half);
+    if (!is_set(r, "model.q_rank")) m->q_rank = half;
+}
+
 static void resolve(Reader *r) {
     Config *c = r->config;
     ModelConfig *m = &c->model;
     if (!is_set(r, "model.kv_heads")) m->kv_heads = m->heads;
+    if (m->attention == ATTENTION_MLA) resolve_mla(r, m);
     if (!is_set(r, "model.mlp_width")) {
         m->mlp_width = m->preset == PRESET_GPT2 ? 4 * m->width : (8 * m->width + 3 * 64 - 1) / (3 * 64) * 64;
     }
@@ -450,10 +466,68 @@ static Status check_name(const Reader *r) {
     return refuse_pair(r, "name", "name", "name: \"%s\" is no folder name; the run's folder is runs_dir/name", name);
 }
 
+/* Latent attention: what does not go with it. */
+static Status check_mla(const Reader *r) {
+    const ModelConfig *m = &r->config->model;
+    static const char attention[] = "model.attention";
+    if (m->position != POSITION_ROPE) {
+        return refuse_pair(r, attention, "model.position",
+                           "model.attention \"mla\" has its positions from rope; set model.position to \"rope\"");
+    }
+    if (m->kv_heads != m->heads) {
+        return refuse_pair(r, attention, "model.kv_heads",
+                           "model.attention \"mla\" gives every head keys and values of its own; leave out "
+                           "model.kv_heads (%lld, with model.heads %lld)",
+                           (long long)m->kv_heads, (long long)m->heads);
+    }
+    if (m->qk_norm) {
+        return refuse_pair(
+            r, attention, "model.qk_norm",
+            "model.attention \"mla\" normalises its latent vectors and has no model.qk_norm; turn it off");
+    }
+    if (m->bias) {
+        return refuse_pair(r, attention, "model.bias",
+                           "model.attention \"mla\" has no biases; set model.bias to false");
+    }
+    if (m->head_rope % 2) {
+        return refuse_pair(r, attention, "model.head_rope",
+                           "rope turns pairs of channels, and model.head_rope (%lld) is odd", (long long)m->head_rope);
+    }
+    return status_ok();
+}
+
+/* Keys that mean nothing without latent attention. */
+static Status check_mla_is_off(const Reader *r) {
+    const ModelConfig *m = &r->config->model;
+    const MuonConfig *muon = &r->config->optimizer.muon;
+    const struct {
+        const char *path;
+        int64_t value;
+    } keys[] = {{"model.q_rank", m->q_rank},
+                {"model.kv_rank", m->kv_rank},
+                {"model.head_nope", m->head_nope},
+                {"model.head_rope", m->head_rope},
+                {"model.head_value", m->head_value}};
+    for (size_t i = 0; i < sizeof keys / sizeof keys[0]; i++) {
+        if (keys[i].value == 0) continue;
+        return refuse_pair(r, keys[i].path, "model.attention",
+                           "%s belongs to model.attention \"mla\"; set that, or leave it out", keys[i].path);
+    }
+    for (int i = 0; i < muon->per_head_count; i++) {
+        if (strcmp(muon->per_head[i], "q_rope") != 0) continue;
+        return refuse_pair(r, "optimizer.muon.per_head", "model.attention",
+                           "optimizer.muon.per_head: \"q_rope\" is a block of model.attention \"mla\" alone");
+    }
+    return status_ok();
+}
+
 static Status check_model(const Reader *r) {
     const ModelConfig *m = &r->config->model;
     long long width = m->width, heads = m->heads, kv_heads = m->kv_heads;
-    if (width % heads) {
+    bool mla = m->attention == ATTENTION_MLA;
+    Status status = mla ? check_mla(r) : check_mla_is_off(r);
+    if (status.code) return status;
+    if (!mla && width % heads) {
         return refuse_pair(r, "model.width", "model.heads", "model.width (%lld) is not divisible by model.heads (%lld)",
                            width, heads);
     }
@@ -461,7 +535,7 @@ static Status check_model(const Reader *r) {
         return refuse_pair(r, "model.heads", "model.kv_heads",
                            "model.heads (%lld) is not divisible by model.kv_heads (%lld)", heads, kv_heads);
     }
-    if (m->position == POSITION_ROPE && width / heads % 2) {
+    if (!mla && m->position == POSITION_ROPE && width / heads % 2) {
         return refuse_pair(r, "model.width", "model.heads",
                            "rope turns pairs of channels, and a head of model.width / model.heads = %lld channels is "
                            "odd; change them, or set model.position to \"learned\"",

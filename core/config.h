@@ -16,7 +16,7 @@
 enum { NAME_SIZE = 64, COEFFICIENTS_MAX = 16, LIST_MAX = 16 };
 
 typedef enum { PRESET_GPT2, PRESET_LLAMA } Preset;
-typedef enum { ATTENTION_MHA } AttentionKind; /* kv_heads < heads makes it grouped-query */
+typedef enum { ATTENTION_MHA, ATTENTION_MLA } AttentionKind; /* mha: kv_heads < heads makes it grouped-query */
 typedef enum { NORM_LAYERNORM, NORM_RMSNORM } NormKind;
 typedef enum { POSITION_LEARNED, POSITION_ROPE } PositionKind;
 typedef enum { MLP_GELU, MLP_SWIGLU } MlpKind;
@@ -40,6 +40,8 @@ typedef struct {
     Preset preset;
     int64_t layers, heads, kv_heads, width, context, vocab;
     AttentionKind attention;
+    int64_t q_rank, kv_rank;                  /* mla; 0 under mha. q_rank 0: queries have no low rank */
+    int64_t head_nope, head_rope, head_value; /* mla, of one head; 0 under mha */
     NormKind norm;
     PositionKind position;
     MlpKind mlp;
@@ -92,7 +94,7 @@ typedef struct {
     int64_t iterations; /* of a set with one triple; a per-iteration table has its own length */
     UpdateScale scale;
     double rms;
-    int per_head_count; /* blocks ("q", "k", "v", "o") that are orthogonalized head by head */
+    int per_head_count; /* blocks ("q", "q_rope", "k", "v", "o") that are orthogonalized head by head */
     char per_head[LIST_MAX][NAME_SIZE];
 } MuonConfig;
 
@@ -132,7 +134,7 @@ typedef struct {
 typedef struct {
     bool enabled;
     double threshold; /* tau */
-    double alpha;     /* W_q takes gamma^alpha, W_k gamma^(1-alpha) */
+    double alpha;     /* W_q takes gamma^alpha, W_k gamma^(1-alpha); mla: of q^C and k^C */
 } QkClipConfig;
 
 typedef struct {

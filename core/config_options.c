@@ -23,7 +23,7 @@ typedef const char *const Choices[];
 static Choices devices = {"auto", "ref", "cpu", "cuda", NULL};
 static Choices precisions = {"auto", "fp32", "bf16", NULL};
 static Choices presets = {"gpt2", "llama", NULL};
-static Choices attentions = {"mha", NULL};
+static Choices attentions = {"mha", "mla", NULL};
 static Choices norms = {"layernorm", "rmsnorm", NULL};
 static Choices positions = {"learned", "rope", NULL};
 static Choices mlps = {"gelu", "swiglu", NULL};
@@ -35,7 +35,7 @@ static Choices orthogonalizers = {"newton-schulz", "svd", "schatten", NULL};
 static Choices coefficient_sets = {"muon",          "su",   "taylor",      "cubic", "you-5", "su-5",
                                    "polar-express", "cans", "deepseek-v4", NULL};
 static Choices update_scales = {"rms", "original", "spectral", "none", NULL};
-static Choices head_blocks = {"q", "k", "v", "o", NULL};
+static Choices head_blocks = {"q", "q_rope", "k", "v", "o", NULL};
 static Choices planned_gpus = {"A100", "H100", "H200", "4090", "B200", NULL};
 
 const Section config_sections[] = {
@@ -82,7 +82,20 @@ const Option config_options[] = {
     {WHOLE(model.vocab), .initial = "256", .minimum = 2, .maximum = 1 << 20, .unit = "tokens",
      .help = "Distinct tokens."},
     {CHOICE(model.attention), .initial = "mha", .choices = attentions,
-     .help = "Multi-head; grouped-query if kv_heads < heads."},
+     .help = "mha: multi-head, grouped-query if kv_heads < heads; mla: multi-head latent (DeepSeek-V2)."},
+    {WHOLE(model.q_rank), .presets = {"mla: width / 2", "mla: width / 2"}, .computed = true, .maximum = 65536,
+     .help = "mla: rank of the queries' latent vector; 0: queries come from the residual stream."},
+    {WHOLE(model.kv_rank),
+     .presets = {"mla: 4 * head_nope, width / 2 at most", "mla: 4 * head_nope, width / 2 at most"}, .computed = true,
+     .maximum = 65536, .help = "mla: rank of the latent vector that keys and values come from; 0: the default."},
+    {WHOLE(model.head_nope), .presets = {"mla: width / heads", "mla: width / heads"}, .computed = true, .maximum = 4096,
+     .help = "mla: channels of a head's queries and keys without position; 0: the default."},
+    {WHOLE(model.head_rope),
+     .presets = {"mla: head_nope / 2, rounded up to even", "mla: head_nope / 2, rounded up to even"}, .computed = true,
+     .maximum = 4096,
+     .help = "mla: channels beside them that rope turns; their key is one for all heads; 0: the default."},
+    {WHOLE(model.head_value), .presets = {"mla: head_nope", "mla: head_nope"}, .computed = true, .maximum = 4096,
+     .help = "mla: channels of a head's values; 0: the default."},
     {CHOICE(model.norm), .presets = {"layernorm", "rmsnorm"}, .choices = norms, .help = "Normalisation."},
     {CHOICE(model.position), .presets = {"learned", "rope"}, .choices = positions, .help = "Where positions enter."},
     {CHOICE(model.mlp), .presets = {"gelu", "swiglu"}, .choices = mlps, .help = "Feed-forward part."},
@@ -175,7 +188,7 @@ const Option config_options[] = {
     {REAL(optimizer.muon.rms), .initial = "0.2", .maximum = 100,
      .help = "Root mean square of an update's elements, in units of lr: under scale rms, and of normuon and adamuon."},
     {LIST(optimizer.muon.per_head), .initial = "[]", .choices = head_blocks,
-     .help = "Blocks that are orthogonalized head by head."},
+     .help = "Blocks that are orthogonalized head by head; under mla, all five are the Muon Split of GLM-5."},
 
     {REAL(optimizer.adamw.lr), .initial = "0", .maximum = 100, .help = "Peak learning rate; 0: optimizer.lr."},
     {REAL(optimizer.adamw.beta1), .initial = "0.9", .maximum = 0.999999, .help = "Decay of the first moment."},

@@ -332,7 +332,10 @@ static void count_fill(Backend *be, Tensor x, float value) {
     count_traffic(be, OP_FILL, bytes(x), 1);
 }
 
+/* What a stride of 0 repeats is read once. */
 static void count_copy(Backend *be, Tensor dst, Tensor src) {
+    for (int i = 0; i < src.ndim; i++)
+        if (src.stride[i] == 0) src.shape[i] = 1;
     count_traffic(be, OP_COPY, bytes(src) + bytes(dst), 1);
 }
 
@@ -390,6 +393,10 @@ static void count_rope(Backend *be, Tensor x, Tensor table) {
 
 static void count_rope_grad(Backend *be, Tensor dx, Tensor table) {
     count_traffic(be, OP_ROPE_GRAD, 2 * bytes(dx) + bytes(table), 1);
+}
+
+static void count_sum_heads(Backend *be, Tensor out, Tensor x) {
+    count_traffic(be, OP_SUM_HEADS, bytes(out) + bytes(x), 1);
 }
 
 static void count_gelu(Backend *be, Tensor out, Tensor x) {

@@ -444,6 +444,15 @@ void op_rope_grad(Backend *be, Tensor dx, Tensor table) {
     op_end(&c);
 }
 
+void op_sum_heads(Backend *be, Tensor out, Tensor x) {
+    OpCall c = op_begin(be, OP_SUM_HEADS);
+    op_arg(&c, "out", out, T | STRIDED | OUTPUT, "ND");
+    op_arg(&c, "x", x, T | STRIDED, "NHD");
+    if (!op_start(&c)) return;
+    be->ops.sum_heads(be, out, x);
+    op_end(&c);
+}
+
 /* ---- attention -------------------------------------------------------------------------------------------------- */
 
 static void check_groups(const OpCall *c, Tensor k) {

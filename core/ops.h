@@ -20,7 +20,8 @@
 /* x = value.   x strided, T* or f32. */
 void op_fill(Backend *be, Tensor x, float value);
 
-/* dst = src, converting the dtype.   Same shape, both strided. */
+/* dst = src, converting the dtype.   Same shape, both strided; src may repeat itself by strides of 0 but for the last.
+ */
 void op_copy(Backend *be, Tensor dst, Tensor src);
 
 /* x *= factor.   x strided. */
@@ -96,6 +97,10 @@ void op_rope(Backend *be, Tensor x, Tensor table);
 
 /* The transpose of op_rope: rotates dx back. */
 void op_rope_grad(Backend *be, Tensor dx, Tensor table);
+
+/* out[n] = sum of x[n][h] over the heads h, in their order: the gradient of what all heads read (multi-head latent
+ * attention's k^R).   x (N,H,D), out (N,D): T*, strided. out may not overlap x. */
+void op_sum_heads(Backend *be, Tensor out, Tensor x);
 
 /* ---- attention -------------------------------------------------------------------------------------------------- */
 

@@ -124,12 +124,14 @@ bool params_has_decay(const BlockKind *kind) {
 
 const char *role_name(Role role) {
     static const char *const names[] = {
-        [ROLE_EMBED] = "embed", [ROLE_POSITION] = "position",
-        [ROLE_HEAD] = "head",   [ROLE_Q] = "q",
-        [ROLE_K] = "k",         [ROLE_V] = "v",
-        [ROLE_O] = "o",         [ROLE_GATE] = "gate",
-        [ROLE_UP] = "up",       [ROLE_DOWN] = "down",
-        [ROLE_NORM] = "norm",   [ROLE_BIAS] = "bias",
+        [ROLE_EMBED] = "embed",   [ROLE_POSITION] = "position",
+        [ROLE_HEAD] = "head",     [ROLE_Q] = "q",
+        [ROLE_Q_ROPE] = "q_rope", [ROLE_K] = "k",
+        [ROLE_V] = "v",           [ROLE_O] = "o",
+        [ROLE_Q_DOWN] = "q_down", [ROLE_KV_DOWN] = "kv_down",
+        [ROLE_K_ROPE] = "k_rope", [ROLE_GATE] = "gate",
+        [ROLE_UP] = "up",         [ROLE_DOWN] = "down",
+        [ROLE_NORM] = "norm",     [ROLE_BIAS] = "bias",
     };
     return names[role];
 }

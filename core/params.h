@@ -23,10 +23,14 @@ typedef enum {
     ROLE_EMBED,    /* token embedding, also the head when tied */
     ROLE_POSITION, /* learned positions */
     ROLE_HEAD,     /* separate output head */
-    ROLE_Q,
-    ROLE_K,
+    ROLE_Q,        /* mla: of q^C */
+    ROLE_Q_ROPE,   /* mla: of q^R */
+    ROLE_K,        /* mla: of k^C */
     ROLE_V,
-    ROLE_O,
+    ROLE_O,       /* from q to o: blocks that split into heads */
+    ROLE_Q_DOWN,  /* mla: to the queries' latent vector */
+    ROLE_KV_DOWN, /* mla: to that of keys and values */
+    ROLE_K_ROPE,  /* mla: of k^R, which all heads share */
     ROLE_GATE,
     ROLE_UP,
     ROLE_DOWN,
@@ -103,8 +107,8 @@ Tensor params_block_run(const ParamTable *table, Tensor storage, int kind, int64
 
 int64_t params_kind_layers(const ParamTable *table, int kind);   /* 1 for a global block */
 int params_find_kind(const ParamTable *table, const char *name); /* -1: the model has none */
-bool params_is_hidden_matrix(const BlockKind *kind); /* q k v o gate up down: what optimizer.matrices governs */
-bool params_has_decay(const BlockKind *kind);        /* matrices and embeddings; not norms and biases */
+bool params_is_hidden_matrix(const BlockKind *kind);             /* q to down: what optimizer.matrices governs */
+bool params_has_decay(const BlockKind *kind);                    /* matrices and embeddings; not norms and biases */
 const char *role_name(Role role);
 
 /* "layers.3.q", "embed"; with head >= 0 "layers.3.q.head.1". Returns the buffer. */

@@ -1,4 +1,5 @@
-/* Ops on single elements: each is one sweep over memory, and bound by it. Outputs may be inputs. */
+/* Ops on single elements: each is one sweep over memory, and bound by it. Outputs may be inputs. Beside them the sum
+ * over heads, whose output may not. */
 #include "cpu/cpu.h"
 #include "cpu/simd.h"
 #include "cpu/sweep.h"
@@ -57,6 +58,28 @@ static void scale(Backend *be, Tensor x, float factor) {
         Chunk c = sweep_chunk(&sweep, i);
         BY_DTYPE(x.dtype, scale_row, c.row[0], c.n, factor);
     }
+}
+
+/* A piece of one row at a time, so that its sums stay in fp32 and in the L1 cache. */
+enum { SUM_PIECE = 256 };
+
+INLINE void sum_heads_row(DType t, void *out, const void *x, int64_t heads, int64_t stride, int64_t n) {
+    float sum[SUM_PIECE];
+    for (int64_t first = 0; first < n; first += SUM_PIECE) {
+        int64_t count = n - first < SUM_PIECE ? n - first : SUM_PIECE;
+        memset(sum, 0, sizeof sum);
+        for (int64_t h = 0; h < heads; h++) accumulate_row(t, sum, at(t, x, h * stride + first), count);
+#pragma omp simd
+        for (int64_t i = 0; i < count; i++) store(t, out, first + i, sum[i]);
+    }
+}
+
+static void sum_heads(Backend *be, Tensor out, Tensor x) {
+    (void)be;
+#pragma omp parallel for schedule(static)
+    for (int64_t n = 0; n < x.shape[0]; n++)
+        BY_DTYPE(x.dtype, sum_heads_row, at(x.dtype, out.data, n * out.stride[0]), at(x.dtype, x.data, n * x.stride[0]),
+                 x.shape[1], x.stride[1], x.shape[2]);
 }
 
 /* ---- gelu ------------------------------------------------------------------------------------------------------- */
@@ -153,6 +176,7 @@ void cpu_fill_elementwise_ops(BackendOps *ops) {
     ops->fill = fill;
     ops->copy = copy;
     ops->scale = scale;
+    ops->sum_heads = sum_heads;
     ops->gelu = gelu;
     ops->gelu_grad = gelu_grad;
     ops->swiglu = swiglu;

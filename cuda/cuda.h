@@ -86,7 +86,7 @@ void cuda_launch(Backend *be, const char *name, void (*kernel)(P...), dim3 grid,
 
 /* ---- who fills which slots --------------------------------------------------------------------------------------- */
 
-void cuda_fill_elementwise_ops(BackendOps *ops);        /* fill copy scale gelu* swiglu* rope* */
+void cuda_fill_elementwise_ops(BackendOps *ops);        /* fill copy scale sum_heads gelu* swiglu* rope* */
 void cuda_fill_gemm_ops(BackendOps *ops);               /* matmul linear* */
 void cuda_fill_symmetric_ops(BackendOps *ops);          /* matmul_symmetric */
 void cuda_fill_norm_ops(BackendOps *ops);               /* layernorm* rmsnorm* */

@@ -1,4 +1,5 @@
-/* Ops on single elements: each is one sweep over memory, and bound by it. Outputs may be inputs. */
+/* Ops on single elements: each is one sweep over memory, and bound by it. Outputs may be inputs. Beside them the sum
+ * over heads, whose output may not. */
 #include "cuda/sweep.cuh"
 
 namespace {
@@ -33,6 +34,45 @@ struct Scale {
 
 void scale(Backend *be, Tensor x, float factor) {
     by_dtype(x.dtype, [&](auto zero) { cuda_sweep(be, "scale", Scale{factor}, updates<decltype(zero)>(x)); });
+}
+
+/* ---- sums over heads -------------------------------------------------------------------------------------------- */
+
+constexpr int SUM_THREADS = 256;
+
+/* Where a row of x begins: of token n and head h. */
+struct HeadRows {
+    int64_t token_stride, head_stride;
+    int heads;
+};
+
+/* A thread sums N neighbouring columns of one token, head after head. */
+template <int N, class T>
+__global__ void __launch_bounds__(SUM_THREADS)
+    sum_heads_kernel(T *out, int64_t out_stride, const T *x, HeadRows rows, int64_t tokens, int columns) {
+    int64_t n = static_cast<int64_t>(blockIdx.x) * blockDim.y + threadIdx.y;
+    if (n >= tokens) return;
+    for (int i = static_cast<int>(threadIdx.x) * N; i < columns; i += static_cast<int>(blockDim.x) * N) {
+        float sum[N] = {}, value[N];
+        for (int h = 0; h < rows.heads; h++) {
+            load_floats(value, x + n * rows.token_stride + h * rows.head_stride + i);
+            for (int k = 0; k < N; k++) sum[k] += value[k];
+        }
+        store_floats(out + n * out_stride + i, sum);
+    }
+}
+
+void sum_heads(Backend *be, Tensor out, Tensor x) {
+    HeadRows rows = {x.stride[0], x.stride[1], int_of(x.shape[1])};
+    int columns = int_of(x.shape[2]);
+    by_dtype(x.dtype, [&](auto zero) {
+        using T = decltype(zero);
+        by_access<T>(rows_are_aligned(out) && rows_are_aligned(x), [&](auto n) {
+            dim3 block = block_of_rows(SUM_THREADS, columns, n), grid(int_of(ceil_div(x.shape[0], block.y)));
+            cuda_launch(be, "sum_heads", sum_heads_kernel<decltype(n)::value, T>, grid, block, 0, data_of<T>(out),
+                        out.stride[0], data_of<T>(x), rows, x.shape[0], columns);
+        });
+    });
 }
 
 /* ---- gelu ------------------------------------------------------------------------------------------------------- */
@@ -158,6 +198,7 @@ void cuda_fill_elementwise_ops(BackendOps *ops) {
     ops->fill = fill;
     ops->copy = copy;
     ops->scale = scale;
+    ops->sum_heads = sum_heads;
     ops->gelu = gelu;
     ops->gelu_grad = gelu_grad;
     ops->swiglu = swiglu;

@@ -74,14 +74,21 @@ static Tensor flat(Tensor t) {
     return tensor_reshape(t, 1, (int64_t[]){tensor_numel(t)});
 }
 
-static Status write_tensor(Backend *be, SafetensorsWriter *w, const FileTensor *t, const Staging *staging) {
-    int64_t count = tensor_numel(t->tensor);
+static Status write_stretch(Backend *be, SafetensorsWriter *w, Tensor t, const Staging *staging) {
+    int64_t count = tensor_numel(t);
     Status status = status_ok();
     for (int64_t start = 0; start < count && !status.code; start += PIECE) {
         int64_t n = count - start < PIECE ? count - start : PIECE;
-        backend_to_host(be, staging->piece, tensor_slice(flat(t->tensor), 0, start, n));
+        backend_to_host(be, staging->piece, tensor_slice(flat(t), 0, start, n));
         status = safetensors_writer_append(w, staging->piece, n * (int64_t)sizeof(float));
     }
+    return status;
+}
+
+static Status write_tensor(Backend *be, SafetensorsWriter *w, const FileTensor *t, const Staging *staging) {
+    Status status = status_ok();
+    for (int64_t i = 0; i < file_tensor_stretches(t) && !status.code; i++)
+        status = write_stretch(be, w, file_tensor_stretch(t, i), staging);
     return status;
 }
 
@@ -96,14 +103,27 @@ static Status write_transposed(Backend *be, SafetensorsWriter *w, const FileTens
     return status;
 }
 
-static Status read_tensor(Backend *be, const SafetensorsFile *file, const FileTensor *t, const Staging *staging) {
-    const SafetensorsEntry *entry = safetensors_find(file, t->name);
-    int64_t count = tensor_numel(t->tensor);
+/* From element `first` of the file's tensor on. */
+static Status read_stretch(Backend *be, const SafetensorsFile *file, const SafetensorsEntry *entry, int64_t first,
+                           Tensor t, const Staging *staging) {
+    int64_t count = tensor_numel(t);
     Status status = status_ok();
     for (int64_t start = 0; start < count && !status.code; start += PIECE) {
         int64_t n = count - start < PIECE ? count - start : PIECE;
-        status = safetensors_read_f32(file, entry, start, n, staging->piece);
-        backend_from_host(be, tensor_slice(flat(t->tensor), 0, start, n), staging->piece);
+        status = safetensors_read_f32(file, entry, first + start, n, staging->piece);
+        backend_from_host(be, tensor_slice(flat(t), 0, start, n), staging->piece);
+    }
+    return status;
+}
+
+static Status read_tensor(Backend *be, const SafetensorsFile *file, const FileTensor *t, const Staging *staging) {
+    const SafetensorsEntry *entry = safetensors_find(file, t->name);
+    int64_t first = 0;
+    Status status = status_ok();
+    for (int64_t i = 0; i < file_tensor_stretches(t) && !status.code; i++) {
+        Tensor stretch = file_tensor_stretch(t, i);
+        status = read_stretch(be, file, entry, first, stretch, staging);
+        first += tensor_numel(stretch);
     }
     return status;
 }
@@ -444,7 +464,8 @@ static Status open_checked(SafetensorsFile *file, const char *dir, FileId id, Te
     return check_tensors(file, list, keys);
 }
 
-static const char model_keys[] = "model.layers, heads, kv_heads, width, mlp_width, vocab, context and preset";
+static const char model_keys[] =
+    "model.layers, heads, kv_heads, width, mlp_width, vocab, context, attention and preset";
 
 static Status read_model(const SafetensorsFile *file, Gpt *gpt, TensorList model) {
     Status status = read_tensors(file, gpt->be, model);

@@ -4,7 +4,7 @@
  * attention, and writes layers[l+1].input (or gpt.final), because the backward pass of the norms reads all of them.
  * In the backward pass one buffer, gpt.dx, is the gradient of the residual stream: branches add to it.
  *
- *      forward    input -norm1-> -qkv-> -rope-> -attention-> -out-> + input = middle
+ *      forward    input -norm1-> -qkv-> -rope-> -attention-> -out-> + input = middle      (or latent attention)
  *                 middle -norm2-> -up-> -act-> -down-> + middle = the next layer's input
  *      backward   the same list, from its end to its beginning
  */
@@ -36,14 +36,41 @@ static void describe_vector(Gpt *g, GptParam id, const char *name, Role role, in
     params_add_block(&g->params, name, role, g->index[id], 0, rows, 1, HEADS_IN_ROWS);
 }
 
-static void describe_attention(Gpt *g) {
+static bool is_latent(const Gpt *g) {
+    return g->config.attention == ATTENTION_MLA;
+}
+
+static int64_t latent_columns(const Gpt *g) {
+    return g->config.q_rank + g->config.kv_rank + g->R;
+}
+
+static void describe_latent_projections(Gpt *g) {
+    ParamTable *t = &g->params;
+    const ModelConfig *c = &g->config;
+    const int64_t ranks = c->q_rank + c->kv_rank, nope = g->H * c->head_nope;
+    const int heads = (int)g->H;
+
+    int latent = g->index[PARAM_LATENT] = params_add_matrix(t, "latent", g->L, latent_columns(g), g->C);
+    if (c->q_rank) params_add_block(t, "q_down", ROLE_Q_DOWN, latent, 0, c->q_rank, 1, HEADS_IN_ROWS);
+    params_add_block(t, "kv_down", ROLE_KV_DOWN, latent, c->q_rank, c->kv_rank, 1, HEADS_IN_ROWS);
+    params_add_block(t, "k_rope", ROLE_K_ROPE, latent, ranks, g->R, 1, HEADS_IN_ROWS);
+
+    describe_vector(g, PARAM_Q_LATENT_NORM, "q_down_norm", ROLE_NORM, g->L, c->q_rank, c->q_rank > 0);
+    int q_up = g->index[PARAM_Q_UP] = params_add_matrix(t, "q_up", g->L, g->H * g->D, c->q_rank ? c->q_rank : g->C);
+    params_add_block(t, "q", ROLE_Q, q_up, 0, nope, heads, HEADS_IN_ROWS);
+    params_add_block(t, "q_rope", ROLE_Q_ROPE, q_up, nope, g->H * g->R, heads, HEADS_IN_ROWS);
+
+    describe_vector(g, PARAM_KV_LATENT_NORM, "kv_down_norm", ROLE_NORM, g->L, c->kv_rank, true);
+    int kv_up = g->index[PARAM_KV_UP] = params_add_matrix(t, "kv_up", g->L, nope + g->H * g->E, c->kv_rank);
+    params_add_block(t, "k", ROLE_K, kv_up, 0, nope, heads, HEADS_IN_ROWS);
+    params_add_block(t, "v", ROLE_V, kv_up, nope, g->H * g->E, heads, HEADS_IN_ROWS);
+}
+
+static void describe_projections(Gpt *g) {
     ParamTable *t = &g->params;
     const ModelConfig *c = &g->config;
     int64_t q = g->H * g->D, kv = g->K * g->D;
     int heads = (int)g->H, kv_heads = (int)g->K;
-
-    describe_vector(g, PARAM_NORM1, "norm1", ROLE_NORM, g->L, g->C, true);
-    describe_vector(g, PARAM_NORM1_BIAS, "norm1_bias", ROLE_BIAS, g->L, g->C, c->bias && c->norm == NORM_LAYERNORM);
 
     int qkv = g->index[PARAM_QKV] = params_add_matrix(t, "qkv", g->L, q + 2 * kv, g->C);
     params_add_block(t, "q", ROLE_Q, qkv, 0, q, heads, HEADS_IN_ROWS);
@@ -57,9 +84,20 @@ static void describe_attention(Gpt *g) {
     }
     describe_vector(g, PARAM_Q_NORM, "q_norm", ROLE_NORM, g->L, g->D, c->qk_norm);
     describe_vector(g, PARAM_K_NORM, "k_norm", ROLE_NORM, g->L, g->D, c->qk_norm);
+}
 
-    g->index[PARAM_OUT] = params_add_matrix(t, "out", g->L, g->C, q);
-    params_add_block(t, "o", ROLE_O, g->index[PARAM_OUT], 0, g->C, heads, HEADS_IN_COLUMNS);
+static void describe_attention(Gpt *g) {
+    ParamTable *t = &g->params;
+    const ModelConfig *c = &g->config;
+
+    describe_vector(g, PARAM_NORM1, "norm1", ROLE_NORM, g->L, g->C, true);
+    describe_vector(g, PARAM_NORM1_BIAS, "norm1_bias", ROLE_BIAS, g->L, g->C, c->bias && c->norm == NORM_LAYERNORM);
+    if (is_latent(g))
+        describe_latent_projections(g);
+    else
+        describe_projections(g);
+    g->index[PARAM_OUT] = params_add_matrix(t, "out", g->L, g->C, g->H * g->E);
+    params_add_block(t, "o", ROLE_O, g->index[PARAM_OUT], 0, g->C, (int)g->H, HEADS_IN_COLUMNS);
     describe_vector(g, PARAM_OUT_BIAS, "o_bias", ROLE_BIAS, g->L, g->C, c->bias);
 }
 
@@ -105,6 +143,21 @@ static int64_t logits_chunk(const Gpt *g) {
     return rows < 64 ? (g->N < 64 ? g->N : 64) : rows < g->N ? rows : g->N;
 }
 
+static void layout_latent(Gpt *g, Arena *arena, LayerActivations *a) {
+    const DType t = g->be->compute_dtype;
+    const ModelConfig *c = &g->config;
+    a->latent = arena_take_2d(arena, t, g->N, latent_columns(g));
+    if (c->q_rank) {
+        a->q_latent = arena_take_2d(arena, t, g->N, c->q_rank);
+        a->q_latent_rstd = arena_take_1d(arena, DTYPE_F32, g->N);
+    }
+    a->kv_latent = arena_take_2d(arena, t, g->N, c->kv_rank);
+    a->kv_latent_rstd = arena_take_1d(arena, DTYPE_F32, g->N);
+    a->q = arena_take_3d(arena, t, g->N, g->H, g->D);
+    a->k = arena_take_3d(arena, t, g->N, g->H, g->D);
+    a->v = arena_take_3d(arena, t, g->N, g->H, g->E);
+}
+
 static void layout_layer(Gpt *g, Arena *arena, LayerActivations *a) {
     const DType t = g->be->compute_dtype;
     const int64_t N = g->N, C = g->C, F = g->F;
@@ -113,8 +166,11 @@ static void layout_layer(Gpt *g, Arena *arena, LayerActivations *a) {
     a->input = arena_take_2d(arena, t, N, C);
     a->norm1 = arena_take_2d(arena, t, N, C);
     a->rstd1 = arena_take_1d(arena, DTYPE_F32, N);
-    a->qkv = arena_take_3d(arena, t, N, g->H + 2 * g->K, g->D);
-    a->att = arena_take_2d(arena, t, N, g->H * g->D);
+    if (is_latent(g))
+        layout_latent(g, arena, a);
+    else
+        a->qkv = arena_take_3d(arena, t, N, g->H + 2 * g->K, g->D);
+    a->att = arena_take_2d(arena, t, N, g->H * g->E);
     a->lse = arena_take_3d(arena, DTYPE_F32, g->B, g->H, g->T);
     a->middle = arena_take_2d(arena, t, N, C);
     a->norm2 = arena_take_2d(arena, t, N, C);
@@ -145,6 +201,18 @@ static void layout_statistics(Gpt *g, Arena *arena) {
     g->max_abs = tensor_as_2d(tensor_slice(g->statistics, 0, SUMS + heads, heads), g->L, g->H);
 }
 
+static void layout_latent_gradients(Gpt *g, Arena *arena) {
+    const DType t = g->be->compute_dtype;
+    const ModelConfig *c = &g->config;
+    g->q_parts = arena_take_2d(arena, t, g->N, g->H * g->D);
+    g->kv_parts = arena_take_2d(arena, t, g->N, g->H * (c->head_nope + g->E));
+    g->dq = arena_take_3d(arena, t, g->N, g->H, g->D);
+    g->dk = arena_take_3d(arena, t, g->N, g->H, g->D);
+    g->dlatent = arena_take_2d(arena, t, g->N, latent_columns(g));
+    if (c->q_rank) g->dq_latent = arena_take_2d(arena, t, g->N, c->q_rank);
+    g->dkv_latent = arena_take_2d(arena, t, g->N, c->kv_rank);
+}
+
 static void layout_activations(Gpt *g, Arena *arena) {
     const DType t = g->be->compute_dtype;
     const int64_t N = g->N, C = g->C;
@@ -156,15 +224,18 @@ static void layout_activations(Gpt *g, Arena *arena) {
     g->normf = arena_take_2d(arena, t, N, C);
     g->meanf = arena_take_1d(arena, DTYPE_F32, N);
     g->rstdf = arena_take_1d(arena, DTYPE_F32, N);
-    g->rope = arena_take_2d(arena, DTYPE_F32, g->T, g->D);
+    g->rope = arena_take_2d(arena, DTYPE_F32, g->T, g->R);
     g->logits = arena_take_2d(arena, t, logits_chunk(g), g->V);
     g->losses = arena_take_1d(arena, DTYPE_F32, N);
     layout_statistics(g, arena);
     g->branch = arena_take_2d(arena, t, N, C);
 
     g->dx = arena_take_2d(arena, t, N, C);
-    g->datt = arena_take_2d(arena, t, N, g->H * g->D);
-    g->dqkv = arena_take_3d(arena, t, N, g->H + 2 * g->K, g->D);
+    g->datt = arena_take_2d(arena, t, N, g->H * g->E);
+    if (is_latent(g))
+        layout_latent_gradients(g, arena);
+    else
+        g->dqkv = arena_take_3d(arena, t, N, g->H + 2 * g->K, g->D);
     g->dup = arena_take_2d(arena, t, N, g->config.mlp == MLP_SWIGLU ? 2 * g->F : g->F);
     if (g->config.mlp == MLP_SWIGLU) g->dact = arena_take_2d(arena, t, N, g->F);
     if (g->config.qk_norm) {
@@ -174,6 +245,8 @@ static void layout_activations(Gpt *g, Arena *arena) {
 }
 
 Status gpt_plan(Gpt *g, const ModelConfig *config, int64_t micro_batch, Backend *be) {
+    const bool latent = config->attention == ATTENTION_MLA;
+    const int64_t head = config->width / config->heads;
     *g = (Gpt){.be = be,
                .config = *config,
                .B = micro_batch,
@@ -182,7 +255,9 @@ Status gpt_plan(Gpt *g, const ModelConfig *config, int64_t micro_batch, Backend 
                .C = config->width,
                .H = config->heads,
                .K = config->kv_heads,
-               .D = config->width / config->heads,
+               .D = latent ? config->head_nope + config->head_rope : head,
+               .E = latent ? config->head_value : head,
+               .R = latent ? config->head_rope : head,
                .F = config->mlp_width,
                .V = config->vocab,
                .L = config->layers,
@@ -210,25 +285,31 @@ static int64_t max_i64(int64_t a, int64_t b) {
     return a > b ? a : b;
 }
 
+/* The longest row between the residual stream and attention. */
+static int64_t projected_columns(const Gpt *g) {
+    if (!is_latent(g)) return (g->H + 2 * g->K) * g->D;
+    return max_i64(latent_columns(g), g->H * (max_i64(g->D, g->config.head_nope + g->E)));
+}
+
 OpLimits gpt_op_limits(const Gpt *g) {
-    return (OpLimits){.width = max_i64(max_i64(g->C, 2 * g->F), (g->H + 2 * g->K) * g->D),
+    return (OpLimits){.width = max_i64(max_i64(g->C, 2 * g->F), projected_columns(g)),
                       .vocab = g->V,
                       .batch = g->B,
                       .context = g->T,
                       .heads = g->H,
-                      .head_size = g->D};
+                      .head_size = max_i64(g->D, g->E)};
 }
 
-/* Cosines and sines of t * theta^(-2i/D), halves side by side as op_rope wants them. */
+/* Cosines and sines of t * theta^(-2i/R), halves side by side as op_rope wants them. */
 static Status fill_rope_table(Gpt *g) {
-    int64_t half = g->D / 2;
-    float *table = calloc((size_t)(g->T * g->D), sizeof *table);
+    int64_t half = g->R / 2;
+    float *table = calloc((size_t)(g->T * g->R), sizeof *table);
     if (!table) return status_error(STATUS_OUT_OF_MEMORY, "no memory for the table of rotary angles");
     for (int64_t t = 0; t < g->T; t++) {
         for (int64_t i = 0; i < half; i++) {
-            double angle = (double)t * pow(g->config.rope_theta, -2.0 * (double)i / (double)g->D);
-            table[t * g->D + i] = (float)cos(angle);
-            table[t * g->D + half + i] = (float)sin(angle);
+            double angle = (double)t * pow(g->config.rope_theta, -2.0 * (double)i / (double)g->R);
+            table[t * g->R + i] = (float)cos(angle);
+            table[t * g->R + half + i] = (float)sin(angle);
         }
     }
     backend_from_host(g->be, g->rope, table);
@@ -270,6 +351,21 @@ static void init_param(Gpt *g, GptParam id, int64_t seed, double std, double con
     }
 }
 
+static bool is_norm(GptParam id) {
+    switch (id) {
+    case PARAM_NORM1:
+    case PARAM_NORM2:
+    case PARAM_NORMF:
+    case PARAM_Q_NORM:
+    case PARAM_K_NORM:
+    case PARAM_Q_LATENT_NORM:
+    case PARAM_KV_LATENT_NORM:
+        return true;
+    default:
+        return false;
+    }
+}
+
 Status gpt_init_weights(Gpt *g, int64_t seed, int64_t mup_base_width) {
     int64_t largest = 0;
     for (int p = 0; p < g->params.param_count; p++)
@@ -282,8 +378,7 @@ Status gpt_init_weights(Gpt *g, int64_t seed, int64_t mup_base_width) {
     for (int id = 0; id < GPT_PARAM_COUNT; id++) {
         if (g->index[id] < 0) continue;
         bool residual = id == PARAM_OUT || id == PARAM_DOWN;
-        bool norm =
-            id == PARAM_NORM1 || id == PARAM_NORM2 || id == PARAM_NORMF || id == PARAM_Q_NORM || id == PARAM_K_NORM;
+        bool norm = is_norm((GptParam)id);
         bool bias = g->params.params[g->index[id]].vector && !norm;
         bool embedding = id == PARAM_WTE || id == PARAM_WPE || id == PARAM_HEAD;
         init_param(g, (GptParam)id, seed,
@@ -311,16 +406,25 @@ static void norm(Gpt *g, Tensor out, Tensor mean, Tensor rstd, Tensor x, GptPara
         op_rmsnorm(g->be, out, rstd, x, weight(g, w, layer), eps);
 }
 
-/* The parts of a fused (N,H+2K,D) tensor as (B,T,heads,D) views; with qk-norm, attention reads the normalized copies.
- */
+/* What attention reads or writes: (B,T,heads,D or E) views. */
 typedef struct {
     Tensor q, k, v;
 } Heads;
 
-static Tensor heads_4d(const Gpt *g, Tensor fused, int64_t first, int64_t count) {
-    return tensor_slice(tensor_as_4d(fused, g->B, g->T, fused.shape[1], g->D), 2, first, count);
+/* (N,heads,size) as (B,T,heads,size). */
+static Tensor by_sequence(const Gpt *g, Tensor t) {
+    return (Tensor){.data = t.data,
+                    .dtype = t.dtype,
+                    .ndim = 4,
+                    .shape = {g->B, g->T, t.shape[1], t.shape[2]},
+                    .stride = {g->T * t.stride[0], t.stride[0], t.stride[1], t.stride[2]}};
 }
 
+static Tensor heads_4d(const Gpt *g, Tensor fused, int64_t first, int64_t count) {
+    return by_sequence(g, tensor_slice(fused, 1, first, count));
+}
+
+/* The parts of a fused (N,H+2K,D) tensor; with qk-norm, attention reads the normalized copies. */
 static Heads split_heads(const Gpt *g, Tensor qkv, Tensor q_norm, Tensor k_norm) {
     bool normed = g->config.qk_norm;
     return (Heads){.q = normed ? heads_4d(g, q_norm, 0, g->H) : heads_4d(g, qkv, 0, g->H),
@@ -336,11 +440,10 @@ static Tensor flat(Tensor t, int64_t rows) {
     return tensor_as_2d(t, rows, tensor_numel(t) / rows);
 }
 
-static void forward_attention(Gpt *g, LayerActivations *a, int64_t l) {
+static void project_heads(Gpt *g, LayerActivations *a, int64_t l) {
     Backend *be = g->be;
     Heads h = split_heads(g, a->qkv, a->q_norm, a->k_norm);
 
-    norm(g, a->norm1, a->mean1, a->rstd1, a->input, PARAM_NORM1, PARAM_NORM1_BIAS, l);
     op_linear(be, flat(a->qkv, g->N), a->norm1, weight(g, PARAM_QKV, l), weight(g, PARAM_QKV_BIAS, l), tensor_none());
     if (g->config.qk_norm) {
         const float eps = (float)g->config.norm_eps;
@@ -351,8 +454,96 @@ static void forward_attention(Gpt *g, LayerActivations *a, int64_t l) {
         op_rope(be, h.q, g->rope);
         op_rope(be, h.k, g->rope);
     }
-    op_attention(be, heads_4d(g, tensor_as_3d(a->att, g->N, g->H, g->D), 0, g->H), a->lse,
-                 tensor_index(g->max_logit, l), tensor_index(g->max_abs, l), h.q, h.k, h.v, attention_params(g));
+}
+
+static const float LATENT_NORM_EPS = 1e-6f;
+
+/* Columns of the products with stacked matrices, by the paper's names; in the backward pass, of their gradients. */
+typedef struct {
+    Tensor q_latent, kv_latent; /* (N,q_rank), (N,kv_rank) */
+    Tensor k_rope;              /* (N,1,R) */
+    Tensor q, q_rope, k, v;     /* (N,H,nope), (N,H,R), (N,H,nope), (N,H,E) */
+} LatentParts;
+
+/* Columns [first, first + heads * size) of a (N,..) matrix as (N,heads,size). */
+static Tensor columns_by_head(Tensor x, int64_t first, int64_t heads, int64_t size) {
+    Tensor part = tensor_slice(x, 1, first, heads * size);
+    return (Tensor){.data = part.data,
+                    .dtype = x.dtype,
+                    .ndim = 3,
+                    .shape = {x.shape[0], heads, size},
+                    .stride = {x.stride[0], size, 1}};
+}
+
+static LatentParts latent_parts(const Gpt *g, Tensor latent) {
+    const ModelConfig *c = &g->config;
+    const int64_t nope = c->head_nope;
+    return (LatentParts){.q_latent = tensor_slice(latent, 1, 0, c->q_rank),
+                         .kv_latent = tensor_slice(latent, 1, c->q_rank, c->kv_rank),
+                         .k_rope = columns_by_head(latent, c->q_rank + c->kv_rank, 1, g->R),
+                         .q = columns_by_head(g->q_parts, 0, g->H, nope),
+                         .q_rope = columns_by_head(g->q_parts, g->H * nope, g->H, g->R),
+                         .k = columns_by_head(g->kv_parts, 0, g->H, nope),
+                         .v = columns_by_head(g->kv_parts, g->H * nope, g->H, g->E)};
+}
+
+/* The parts of an assembled (N,H,D) query or key. */
+static Tensor content_of(const Gpt *g, Tensor x) {
+    return tensor_slice(x, 2, 0, g->config.head_nope);
+}
+static Tensor rotary_of(const Gpt *g, Tensor x) {
+    return tensor_slice(x, 2, g->config.head_nope, g->R);
+}
+
+/* (N,1,R), repeated for all heads without being stored again. */
+static Tensor for_all_heads(const Gpt *g, Tensor x) {
+    x.shape[1] = g->H;
+    x.stride[1] = 0;
+    return x;
+}
+
+/* gpt.h's formulas, in their order. */
+static void project_latent(Gpt *g, LayerActivations *a, int64_t l) {
+    Backend *be = g->be;
+    const LatentParts x = latent_parts(g, a->latent);
+    const Tensor none = tensor_none();
+    const bool low_rank = g->config.q_rank > 0;
+
+    op_linear(be, a->latent, a->norm1, weight(g, PARAM_LATENT, l), none, none);
+    if (low_rank)
+        op_rmsnorm(be, a->q_latent, a->q_latent_rstd, x.q_latent, weight(g, PARAM_Q_LATENT_NORM, l), LATENT_NORM_EPS);
+    op_rmsnorm(be, a->kv_latent, a->kv_latent_rstd, x.kv_latent, weight(g, PARAM_KV_LATENT_NORM, l), LATENT_NORM_EPS);
+    op_linear(be, g->q_parts, low_rank ? a->q_latent : a->norm1, weight(g, PARAM_Q_UP, l), none, none);
+    op_linear(be, g->kv_parts, a->kv_latent, weight(g, PARAM_KV_UP, l), none, none);
+    op_rope(be, by_sequence(g, x.q_rope), g->rope);
+    op_rope(be, by_sequence(g, x.k_rope), g->rope);
+
+    op_copy(be, content_of(g, a->q), x.q);
+    op_copy(be, rotary_of(g, a->q), x.q_rope);
+    op_copy(be, content_of(g, a->k), x.k);
+    op_copy(be, rotary_of(g, a->k), for_all_heads(g, x.k_rope));
+    op_copy(be, a->v, x.v);
+}
+
+static Heads attention_inputs(const Gpt *g, const LayerActivations *a) {
+    if (!is_latent(g)) return split_heads(g, a->qkv, a->q_norm, a->k_norm);
+    return (Heads){.q = by_sequence(g, a->q), .k = by_sequence(g, a->k), .v = by_sequence(g, a->v)};
+}
+
+static Tensor attended(const Gpt *g, Tensor att) {
+    return by_sequence(g, tensor_as_3d(att, g->N, g->H, g->E));
+}
+
+static void forward_attention(Gpt *g, LayerActivations *a, int64_t l) {
+    Backend *be = g->be;
+    norm(g, a->norm1, a->mean1, a->rstd1, a->input, PARAM_NORM1, PARAM_NORM1_BIAS, l);
+    if (is_latent(g))
+        project_latent(g, a, l);
+    else
+        project_heads(g, a, l);
+    const Heads h = attention_inputs(g, a);
+    op_attention(be, attended(g, a->att), a->lse, tensor_index(g->max_logit, l), tensor_index(g->max_abs, l), h.q, h.k,
+                 h.v, attention_params(g));
     op_linear(be, a->middle, a->att, weight(g, PARAM_OUT, l), weight(g, PARAM_OUT_BIAS, l), a->input);
 }
 
@@ -462,20 +653,76 @@ static void qk_norm_backward(Gpt *g, LayerActivations *a, int64_t l) {
     op_rmsnorm_grad(g->be, dx_k, gradient(g, PARAM_K_NORM, l), g->dk_norm, x_k, a->k_rstd, weight(g, PARAM_K_NORM, l));
 }
 
-static void backward_attention(Gpt *g, LayerActivations *a, int64_t l) {
-    Backend *be = g->be;
-    Heads h = split_heads(g, a->qkv, a->q_norm, a->k_norm), d = split_heads(g, g->dqkv, g->dq_norm, g->dk_norm);
-    Tensor att = tensor_as_3d(a->att, g->N, g->H, g->D), datt = tensor_as_3d(g->datt, g->N, g->H, g->D);
-
-    linear_backward(g, g->datt, g->dx, a->att, PARAM_OUT, PARAM_OUT_BIAS, l);
-    op_attention_grad(be, d.q, d.k, d.v, heads_4d(g, datt, 0, g->H), heads_4d(g, att, 0, g->H), a->lse, h.q, h.k, h.v,
-                      attention_params(g));
+/* branch = gradient of the norm's output, from that of attention's queries, keys and values. */
+static void heads_backward(Gpt *g, LayerActivations *a, Heads d, int64_t l) {
     if (g->config.position == POSITION_ROPE) {
-        op_rope_grad(be, d.q, g->rope);
-        op_rope_grad(be, d.k, g->rope);
+        op_rope_grad(g->be, d.q, g->rope);
+        op_rope_grad(g->be, d.k, g->rope);
     }
     if (g->config.qk_norm) qk_norm_backward(g, a, l);
     linear_backward(g, g->branch, flat(g->dqkv, g->N), a->norm1, PARAM_QKV, PARAM_QKV_BIAS, l);
+}
+
+/* dw = or += doutᵀ x, for a matrix without a bias. */
+static void matrix_weight_backward(Gpt *g, Tensor dout, Tensor x, GptParam w, int64_t layer) {
+    op_linear_grad_weight(g->be, gradient(g, w, layer), tensor_none(), dout, x, g->gradient_mode);
+}
+
+/* The same, and dx = dout w. */
+static void matrix_backward(Gpt *g, Tensor dx, Tensor dout, Tensor x, GptParam w, int64_t layer) {
+    matrix_weight_backward(g, dout, x, w, layer);
+    op_linear_grad_input(g->be, dx, dout, weight(g, w, layer));
+}
+
+/* dlatent's columns of c^Q and c^KV = gradient through their norms. */
+static void latent_norms_backward(Gpt *g, LayerActivations *a, int64_t l) {
+    const LatentParts x = latent_parts(g, a->latent), d = latent_parts(g, g->dlatent);
+    op_fill(g->be, tensor_slice(g->dlatent, 1, 0, g->config.q_rank + g->config.kv_rank), 0); /* grads of norms add */
+    if (g->config.q_rank)
+        op_rmsnorm_grad(g->be, d.q_latent, gradient(g, PARAM_Q_LATENT_NORM, l), g->dq_latent, x.q_latent,
+                        a->q_latent_rstd, weight(g, PARAM_Q_LATENT_NORM, l));
+    op_rmsnorm_grad(g->be, d.kv_latent, gradient(g, PARAM_KV_LATENT_NORM, l), g->dkv_latent, x.kv_latent,
+                    a->kv_latent_rstd, weight(g, PARAM_KV_LATENT_NORM, l));
+}
+
+/* As heads_backward: project_latent's list from its end to its beginning. What the heads share adds up before rope
+ * turns it back, once instead of for each head. */
+static void latent_backward(Gpt *g, LayerActivations *a, int64_t l) {
+    Backend *be = g->be;
+    const LatentParts d = latent_parts(g, g->dlatent);
+
+    op_copy(be, d.q, content_of(g, g->dq));
+    op_copy(be, d.q_rope, rotary_of(g, g->dq));
+    op_copy(be, d.k, content_of(g, g->dk));
+    op_sum_heads(be, tensor_slice(g->dlatent, 1, g->config.q_rank + g->config.kv_rank, g->R), rotary_of(g, g->dk));
+    op_rope_grad(be, by_sequence(g, d.q_rope), g->rope);
+    op_rope_grad(be, by_sequence(g, d.k_rope), g->rope);
+
+    matrix_backward(g, g->dkv_latent, g->kv_parts, a->kv_latent, PARAM_KV_UP, l);
+    if (g->config.q_rank) matrix_backward(g, g->dq_latent, g->q_parts, a->q_latent, PARAM_Q_UP, l);
+    latent_norms_backward(g, a, l);
+    matrix_backward(g, g->branch, g->dlatent, a->norm1, PARAM_LATENT, l);
+    if (g->config.q_rank) return;
+    matrix_weight_backward(g, g->q_parts, a->norm1, PARAM_Q_UP, l);
+    op_matmul(be, g->branch, g->q_parts, weight(g, PARAM_Q_UP, l), g->branch, (MatmulScale){.alpha = 1, .beta = 1});
+}
+
+static Heads attention_gradients(const Gpt *g) {
+    if (!is_latent(g)) return split_heads(g, g->dqkv, g->dq_norm, g->dk_norm);
+    const Tensor dv = latent_parts(g, g->dlatent).v;
+    return (Heads){.q = by_sequence(g, g->dq), .k = by_sequence(g, g->dk), .v = by_sequence(g, dv)};
+}
+
+static void backward_attention(Gpt *g, LayerActivations *a, int64_t l) {
+    const Heads h = attention_inputs(g, a), d = attention_gradients(g);
+
+    linear_backward(g, g->datt, g->dx, a->att, PARAM_OUT, PARAM_OUT_BIAS, l);
+    op_attention_grad(g->be, d.q, d.k, d.v, attended(g, g->datt), attended(g, a->att), a->lse, h.q, h.k, h.v,
+                      attention_params(g));
+    if (is_latent(g))
+        latent_backward(g, a, l);
+    else
+        heads_backward(g, a, d, l);
     norm_backward(g, a->input, a->mean1, a->rstd1, PARAM_NORM1, PARAM_NORM1_BIAS, l);
 }
 
@@ -504,17 +751,12 @@ static bool starts_from_zero(const Gpt *g, GptParam id) {
     case PARAM_WTE:
         return !g->config.tie_embeddings;
     case PARAM_WPE:
-    case PARAM_NORM1:
     case PARAM_NORM1_BIAS:
-    case PARAM_Q_NORM:
-    case PARAM_K_NORM:
-    case PARAM_NORM2:
     case PARAM_NORM2_BIAS:
-    case PARAM_NORMF:
     case PARAM_NORMF_BIAS:
         return true;
     default:
-        return false;
+        return is_norm(id);
     }
 }
 
@@ -555,5 +797,5 @@ int64_t gpt_parameters(const Gpt *g) {
 double gpt_flops_per_token(const Gpt *g) {
     int64_t n =
         g->params.count - (g->index[PARAM_WPE] >= 0 ? g->T * g->C : 0) - (g->index[PARAM_HEAD] >= 0 ? g->V * g->C : 0);
-    return 6.0 * (double)n + 6.0 * (double)(g->L * g->C * g->T);
+    return 6.0 * (double)n + 3.0 * (double)(g->L * g->H * (g->D + g->E) * g->T);
 }

@@ -5,8 +5,19 @@
  *      per layer:  x += out(attention(rope(qkv(norm1(x)))));   x += down(act(up(norm2(x))))
  *      logits = head(normf(x))
  *
- * Letters: B batch, T context, N = B*T, C width, H heads, K key/value heads, D = C/H head size, F mlp width, V
- * vocabulary, L layers. The model holds activations for one micro-batch; gradients accumulate over micro-batches.
+ * Letters: B batch, T context, N = B*T, C width, H heads, K key/value heads, D head size of queries and keys, E of
+ * values, R the part of D that rope turns, F mlp width, V vocabulary, L layers. Multi-head attention has D = E = R =
+ * C/H. The model holds activations for one micro-batch; gradients accumulate over micro-batches.
+ *
+ * Multi-head latent attention (model.attention "mla"; DeepSeek-V2 2024, section 2.1, equations 37 to 47) makes queries,
+ * keys and values from low-rank latent vectors, and one rotated key k^R for all heads, D = nope + R:
+ *
+ *      c^Q  = rmsnorm(W^DQ x)       q^C = W^UQ c^Q      q^R = rope(W^QR c^Q)      q = [q^C | q^R] of each head
+ *      c^KV = rmsnorm(W^DKV x)      k^C = W^UK c^KV     k^R = rope(W^KR x)        k = [k^C | k^R]
+ *                                   v   = W^UV c^KV     with q_rank 0: c^Q = x
+ *
+ * W^DQ, W^DKV and W^KR are stored as one matrix, W^UQ and W^QR as one, W^UK and W^UV as one. The norms of the latent
+ * vectors have an epsilon of 1e-6 of their own, as DeepSeek's code and transformers have it.
  */
 #pragma once
 
@@ -33,18 +44,28 @@ typedef enum {
     PARAM_NORMF, /* (C) */
     PARAM_NORMF_BIAS,
     PARAM_HEAD, /* (V,C), separate head */
+    /* mla, instead of qkv: */
+    PARAM_LATENT,         /* (L,q_rank+kv_rank+R,C): rows of c^Q, then c^KV, then k^R */
+    PARAM_Q_LATENT_NORM,  /* (L,q_rank) */
+    PARAM_Q_UP,           /* (L,H(nope+R),q_rank or C): rows of all heads' q^C, then of all heads' q^R */
+    PARAM_KV_LATENT_NORM, /* (L,kv_rank) */
+    PARAM_KV_UP,          /* (L,H(nope+E),kv_rank): rows of all heads' k^C, then of all heads' v */
     GPT_PARAM_COUNT
 } GptParam;
 
 /* Activations that the backward pass reads, one set per layer. */
 typedef struct {
-    Tensor input;               /* (N,C): the residual stream as it enters the layer */
-    Tensor norm1, mean1, rstd1; /* (N,C), (N), (N) */
-    Tensor qkv;                 /* (N,H+2K,D); after rope unless qk_norm */
-    Tensor q_norm, q_rstd;      /* (N,H,D) after rope, (N,H): qk_norm only */
-    Tensor k_norm, k_rstd;      /* (N,K,D), (N,K) */
-    Tensor att, lse;            /* (N,HD), (B,H,T) */
-    Tensor middle;              /* (N,C): the residual stream between attention and mlp */
+    Tensor input;                         /* (N,C): the residual stream as it enters the layer */
+    Tensor norm1, mean1, rstd1;           /* (N,C), (N), (N) */
+    Tensor qkv;                           /* (N,H+2K,D); after rope unless qk_norm */
+    Tensor q_norm, q_rstd;                /* (N,H,D) after rope, (N,H): qk_norm only */
+    Tensor k_norm, k_rstd;                /* (N,K,D), (N,K) */
+    Tensor latent;                        /* (N,q_rank+kv_rank+R): mla only, like what follows; k^R after rope */
+    Tensor q_latent, kv_latent;           /* (N,q_rank), (N,kv_rank), normalized */
+    Tensor q_latent_rstd, kv_latent_rstd; /* (N) */
+    Tensor q, k, v;                       /* (N,H,D), (N,H,D), (N,H,E): what attention reads */
+    Tensor att, lse;                      /* (N,HE), (B,H,T) */
+    Tensor middle;                        /* (N,C): the residual stream between attention and mlp */
     Tensor norm2, mean2, rstd2;
     Tensor up;  /* (N,F) or (N,2F): before the activation */
     Tensor act; /* (N,F) */
@@ -53,7 +74,7 @@ typedef struct {
 typedef struct {
     Backend *be;
     ModelConfig config;
-    int64_t B, T, N, C, H, K, D, F, V, L;
+    int64_t B, T, N, C, H, K, D, E, R, F, V, L;
     ParamTable params;
     int index[GPT_PARAM_COUNT]; /* place in params; -1: this model has none */
     GradientMode gradient_mode; /* of the matrices, in the next backward pass */
@@ -63,7 +84,7 @@ typedef struct {
     Tensor tokens, targets;     /* (B,T) i32 */
     Tensor final;               /* (N,C): the residual stream after the last layer */
     Tensor normf, meanf, rstdf; /* (N,C), (N), (N) */
-    Tensor rope;                /* (T,D) f32: cosines, sines */
+    Tensor rope;                /* (T,R) f32: cosines, sines */
     Tensor logits;              /* (chunk,V): never the whole batch; see gpt_loss */
     Tensor losses;              /* (N) f32 */
     Tensor statistics;          /* f32, of a step, side by side so that one copy reads them back: */
@@ -75,6 +96,9 @@ typedef struct {
     Tensor dqkv, datt, dup;     /* backward temporaries, shapes as in LayerActivations */
     Tensor dact;                /* swiglu only */
     Tensor dq_norm, dk_norm;    /* qk_norm only */
+    Tensor q_parts, kv_parts;   /* mla only: (N,H(nope+R)), (N,H(nope+E)): what W^UQ and W^UK give, or its gradient */
+    Tensor dq, dk;              /* (N,H,D) */
+    Tensor dlatent, dq_latent, dkv_latent;
 } Gpt;
 
 /* Describes the parameters and measures memory; allocates nothing. --dry-run stops here. */
@@ -107,5 +131,7 @@ void gpt_backward(Gpt *gpt);
 void gpt_logits_at(Gpt *gpt, int64_t t, float *logits);
 
 int64_t gpt_parameters(const Gpt *gpt);
-/* Training FLOPs per token: 6 N + 6 L C T, N = parameters without the position table, the embedding counted once. */
+/* Training FLOPs per token: 6 N + 3 L H (D + E) T, N = parameters without the position table, the embedding counted
+ * once. The second term is attention's two products, q kᵀ of size D and p v of size E, over half of the context on
+ * average, 2 FLOPs each in forward and 4 in backward; multi-head attention, with H D = H E = C, has 6 L C T. */
 double gpt_flops_per_token(const Gpt *gpt);

@@ -5,6 +5,14 @@
  *
  *      qkv (L,(H+2K)D,C)       | q_proj H*D rows | k_proj K*D | v_proj K*D |
  *      up  (L,2F,C) or (L,F,C) | gate_proj F rows, if gated | up_proj F rows |
+ *      latent                  | q_a_proj q_rank rows, if any | kv_a_proj_with_mqa kv_rank + R rows |
+ *
+ * DeepSeek stores what comes from the latent vectors head by head, where ours has all heads' first parts first (blocks
+ * are runs of rows):
+ *
+ *      q_up    | q^C of head 0 | q^C of head 1 | ... | q^R of head 0 | q^R of head 1 | ...
+ *      q_b     | q^C of head 0 | q^R of head 0 | q^C of head 1 | q^R of head 1 | ...
+ *      kv_up and kv_b likewise, with k^C and v
  */
 #include "model/huggingface.h"
 
@@ -17,16 +25,15 @@
 
 /* ---- architectures ---------------------------------------------------------------------------------------------- */
 
-typedef enum { FAMILY_GPT2, FAMILY_LLAMA, FAMILY_QWEN3, FAMILY_OWN } Family;
+typedef enum { FAMILY_GPT2, FAMILY_LLAMA, FAMILY_QWEN3, FAMILY_DEEPSEEK, FAMILY_OWN } Family;
 
 typedef struct {
     const char *architecture, *model_type;
 } FamilyRow;
 
 static const FamilyRow families[] = {
-    [FAMILY_GPT2] = {"GPT2LMHeadModel", "gpt2"},
-    [FAMILY_LLAMA] = {"LlamaForCausalLM", "llama"},
-    [FAMILY_QWEN3] = {"Qwen3ForCausalLM", "qwen3"},
+    [FAMILY_GPT2] = {"GPT2LMHeadModel", "gpt2"},         [FAMILY_LLAMA] = {"LlamaForCausalLM", "llama"},
+    [FAMILY_QWEN3] = {"Qwen3ForCausalLM", "qwen3"},      [FAMILY_DEEPSEEK] = {"DeepseekV3ForCausalLM", "deepseek_v3"},
     [FAMILY_OWN] = {"TrainGptForCausalLM", "train_gpt"},
 };
 
@@ -34,6 +41,7 @@ static Family family_of(const ModelConfig *c) {
     bool plain = c->attention_softcap == 0;
     bool gpt2 = c->norm == NORM_LAYERNORM && c->position == POSITION_LEARNED && c->mlp == MLP_GELU;
     bool llama = c->norm == NORM_RMSNORM && c->position == POSITION_ROPE && c->mlp == MLP_SWIGLU;
+    if (c->attention == ATTENTION_MLA) return plain && llama ? FAMILY_DEEPSEEK : FAMILY_OWN;
     if (plain && gpt2 && c->bias && c->tie_embeddings && !c->qk_norm && c->kv_heads == c->heads) return FAMILY_GPT2;
     if (plain && llama && !c->qk_norm) return FAMILY_LLAMA;
     if (plain && llama && !c->bias) return FAMILY_QWEN3;
@@ -46,7 +54,18 @@ const char *huggingface_architecture(const ModelConfig *config) {
 
 /* ---- tensors ---------------------------------------------------------------------------------------------------- */
 
-typedef enum { PART_ALL, PART_Q, PART_K, PART_V, PART_GATE, PART_UP } Part;
+typedef enum {
+    PART_ALL,
+    PART_Q,
+    PART_K,
+    PART_V,
+    PART_GATE,
+    PART_UP,
+    PART_Q_DOWN,
+    PART_KV_DOWN,
+    PART_Q_DIRECT, /* all, of a matrix that reads the residual stream */
+    PART_Q_LATENT  /* all, of one that reads a latent vector */
+} Part;
 
 typedef struct {
     GptParam param;
@@ -87,6 +106,13 @@ static const NameRow llama_names[] = {
     {PARAM_QKV_BIAS, PART_V, "model.layers.*.self_attn.v_proj.bias", false},
     {PARAM_Q_NORM, PART_ALL, "model.layers.*.self_attn.q_norm.weight", false},
     {PARAM_K_NORM, PART_ALL, "model.layers.*.self_attn.k_norm.weight", false},
+    {PARAM_LATENT, PART_Q_DOWN, "model.layers.*.self_attn.q_a_proj.weight", false},
+    {PARAM_LATENT, PART_KV_DOWN, "model.layers.*.self_attn.kv_a_proj_with_mqa.weight", false},
+    {PARAM_Q_LATENT_NORM, PART_ALL, "model.layers.*.self_attn.q_a_layernorm.weight", false},
+    {PARAM_Q_UP, PART_Q_DIRECT, "model.layers.*.self_attn.q_proj.weight", false},
+    {PARAM_Q_UP, PART_Q_LATENT, "model.layers.*.self_attn.q_b_proj.weight", false},
+    {PARAM_KV_LATENT_NORM, PART_ALL, "model.layers.*.self_attn.kv_a_layernorm.weight", false},
+    {PARAM_KV_UP, PART_ALL, "model.layers.*.self_attn.kv_b_proj.weight", false},
     {PARAM_OUT, PART_ALL, "model.layers.*.self_attn.o_proj.weight", false},
     {PARAM_OUT_BIAS, PART_ALL, "model.layers.*.self_attn.o_proj.bias", false},
     {PARAM_NORM2, PART_ALL, "model.layers.*.post_attention_layernorm.weight", false},
@@ -119,6 +145,14 @@ static Rows rows_of(const Gpt *g, const Param *p, Part part) {
         return (Rows){0, p->rows - g->F};
     case PART_UP:
         return (Rows){p->rows - g->F, g->F};
+    case PART_Q_DOWN:
+        return (Rows){0, g->config.q_rank};
+    case PART_KV_DOWN:
+        return (Rows){g->config.q_rank, p->rows - g->config.q_rank};
+    case PART_Q_DIRECT:
+        return (Rows){0, g->config.q_rank ? 0 : p->rows};
+    case PART_Q_LATENT:
+        return (Rows){0, g->config.q_rank ? p->rows : 0};
     default:
         return (Rows){0, p->rows};
     }
@@ -132,6 +166,22 @@ static void write_name(char *buffer, const char *pattern, int64_t layer) {
     CHECK(length < FILE_TENSOR_NAME_SIZE, "%s is too long", pattern);
 }
 
+int64_t file_tensor_stretches(const FileTensor *t) {
+    return t->heads ? 2 * t->heads : 1;
+}
+
+Tensor file_tensor_stretch(const FileTensor *t, int64_t i) {
+    if (!t->heads) return t->tensor;
+    const int64_t head = i / 2, firsts = t->heads * t->first_rows;
+    const int64_t second_rows = (t->tensor.shape[0] - firsts) / t->heads;
+    return i % 2 ? tensor_slice(t->tensor, 0, firsts + head * second_rows, second_rows)
+                 : tensor_slice(t->tensor, 0, head * t->first_rows, t->first_rows);
+}
+
+static bool goes_by_head(GptParam param) {
+    return param == PARAM_Q_UP || param == PARAM_KV_UP;
+}
+
 /* The tensors of one row of the table, a layer each. */
 static int64_t list_row(const Gpt *g, const NameRow *row, FileTensor *list) {
     int index = g->index[row->param];
@@ -143,6 +193,7 @@ static int64_t list_row(const Gpt *g, const NameRow *row, FileTensor *list) {
         Tensor whole = params_tensor(&g->params, g->params.master, index, layer);
         list[layer] =
             (FileTensor){.tensor = tensor_slice(whole, 0, rows.first, rows.count), .transposed = row->transposed};
+        if (goes_by_head(row->param)) list[layer].heads = g->H, list[layer].first_rows = g->config.head_nope;
         write_name(list[layer].name, row->name, layer);
     }
     return p->count;
@@ -194,7 +245,7 @@ static void add_llama(cJSON *json, const ModelConfig *c) {
     add_integer(json, "num_hidden_layers", c->layers);
     add_integer(json, "num_attention_heads", c->heads);
     add_integer(json, "num_key_value_heads", c->kv_heads);
-    add_integer(json, "head_dim", c->width / c->heads);
+    if (c->attention == ATTENTION_MHA) add_integer(json, "head_dim", c->width / c->heads);
     add_integer(json, "hidden_size", c->width);
     add_integer(json, "intermediate_size", c->mlp_width);
     add_integer(json, "max_position_embeddings", c->context);
@@ -203,6 +254,21 @@ static void add_llama(cJSON *json, const ModelConfig *c) {
     cJSON_AddNumberToObject(json, "rope_theta", c->rope_theta);
     cJSON_AddBoolToObject(json, "attention_bias", c->bias);
     cJSON_AddBoolToObject(json, "mlp_bias", c->bias);
+}
+
+/* Beside Llama's keys. Every layer is dense: the experts that transformers knows come behind the last. */
+static void add_deepseek(cJSON *json, const ModelConfig *c) {
+    if (c->q_rank)
+        add_integer(json, "q_lora_rank", c->q_rank);
+    else
+        cJSON_AddNullToObject(json, "q_lora_rank");
+    add_integer(json, "kv_lora_rank", c->kv_rank);
+    add_integer(json, "qk_nope_head_dim", c->head_nope);
+    add_integer(json, "qk_rope_head_dim", c->head_rope);
+    add_integer(json, "v_head_dim", c->head_value);
+    add_integer(json, "first_k_dense_replace", c->layers);
+    cJSON_AddBoolToObject(json, "rope_interleave", false); /* our pairs are halves apart, not neighbours */
+    cJSON_AddNullToObject(json, "rope_scaling");
 }
 
 /* What Llama's keys cannot say, in the words of our own configuration. */
@@ -222,6 +288,7 @@ char *huggingface_config(const ModelConfig *config) {
         add_gpt2(json, config);
     else
         add_llama(json, config);
+    if (config->attention == ATTENTION_MLA) add_deepseek(json, config);
     if (family == FAMILY_OWN) add_own(json, config);
     char *text = cJSON_Print(json);
     cJSON_Delete(json);

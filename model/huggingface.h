@@ -4,11 +4,13 @@
  *      layernorm, learned positions, gelu, bias, tied head, every head its own k and v    GPT2LMHeadModel
  *      rmsnorm, rope, swiglu                                                              LlamaForCausalLM
  *      the same with qk_norm, without bias                                                Qwen3ForCausalLM
+ *      the same with latent attention                                                     DeepseekV3ForCausalLM, dense
  *      any other combination, and any with an attention softcap                           TrainGptForCausalLM
  *
- * The first three load in transformers as they are. The last is a name of our own, with Llama's names for the tensors:
+ * The first four load in transformers as they are. The last is a name of our own, with Llama's names for the tensors:
  * transformers knows no model that computes the same, and refuses it by its name instead of computing something else.
- * Qwen3, and a Llama's biases in the mlp, need a transformers that knows them (4.53 does; 4.36 leaves such biases out).
+ * Qwen3, DeepSeek-V3, and a Llama's biases in the mlp, need a transformers that knows them (4.53 does; 4.36 leaves such
+ * biases out).
  */
 #pragma once
 
@@ -21,7 +23,13 @@ typedef struct {
     char name[FILE_TENSOR_NAME_SIZE];
     Tensor tensor;   /* (rows, columns) or (rows), f32, contiguous, in the backend's memory */
     bool transposed; /* the file holds (columns, rows) */
+    int64_t heads;   /* 0: the file's rows are in this order. Else it has, head after head, first_rows of the first */
+    int64_t first_rows; /* heads * first_rows rows, then as many of the rows behind them as each head has there */
 } FileTensor;
+
+/* The tensor in the file's order: a number of contiguous stretches, one after another. Not of a transposed one. */
+int64_t file_tensor_stretches(const FileTensor *t);
+Tensor file_tensor_stretch(const FileTensor *t, int64_t i);
 
 const char *huggingface_architecture(const ModelConfig *config);
 

@@ -22,6 +22,7 @@ static void clip_head(Backend *be, const ParamTable *params, double alpha, bool 
     double of_query = shared_key ? gamma : pow(gamma, alpha);
     scale_head(be, params, "q", layer, head, of_query);
     scale_head(be, params, "q_bias", layer, head, of_query);
+    scale_head(be, params, "q_rope", layer, head, gamma); /* its key is every head's, and stays */
     if (shared_key) return;
     scale_head(be, params, "k", layer, head, pow(gamma, 1 - alpha));
     scale_head(be, params, "k_bias", layer, head, pow(gamma, 1 - alpha));

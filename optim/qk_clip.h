@@ -4,6 +4,8 @@
  *      S = MaxLogit of the head in this step's forward;  gamma = min(1, tau / S) for S > 0, else 1
  *      MHA: W_q, b_q *= gamma^alpha,  W_k, b_k *= gamma^(1-alpha)
  *      GQA: W_q, b_q *= gamma of its own head; the shared key stays (scaling it would clip the siblings)
+ *      MLA: W^UQ (q^C) *= gamma^alpha,  W^UK (k^C) *= gamma^(1-alpha),  W^QR (q^R) *= gamma; the shared k^R stays.
+ *           The logit q^C·k^C + q^R·k^R takes gamma in both terms; the paper's alpha is 1/2.
  *
  * The master weights are scaled, then their working copies refreshed. A NaN or infinite S clips nothing.
  */

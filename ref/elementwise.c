@@ -19,6 +19,16 @@ static void ref_scale(Backend *be, Tensor x, float factor) {
     for (int64_t i = 0; i < tensor_numel(x); i++) set_flat(x, i, (double)factor * get_flat(x, i));
 }
 
+static void ref_sum_heads(Backend *be, Tensor out, Tensor x) {
+    (void)be;
+    for (int64_t n = 0; n < x.shape[0]; n++)
+        for (int64_t d = 0; d < x.shape[2]; d++) {
+            double sum = 0;
+            for (int64_t h = 0; h < x.shape[1]; h++) sum += get3(x, n, h, d);
+            set2(out, n, d, sum);
+        }
+}
+
 /* ---- gelu: 0.5 x (1 + tanh u), u = sqrt(2/pi) (x + 0.044715 x³) ---------------------------------------------------
  */
 
@@ -72,6 +82,7 @@ void ref_fill_elementwise(BackendOps *ops) {
     ops->fill = ref_fill;
     ops->copy = ref_copy;
     ops->scale = ref_scale;
+    ops->sum_heads = ref_sum_heads;
     ops->gelu = ref_gelu;
     ops->gelu_grad = ref_gelu_grad;
     ops->swiglu = ref_swiglu;

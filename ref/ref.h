@@ -56,6 +56,9 @@ static inline double get1(Tensor t, int64_t i) {
 static inline double get2(Tensor t, int64_t i, int64_t j) {
     return ref_load(t, at2(t, i, j));
 }
+static inline double get3(Tensor t, int64_t i, int64_t j, int64_t k) {
+    return ref_load(t, at3(t, i, j, k));
+}
 static inline double get4(Tensor t, int64_t i, int64_t j, int64_t k, int64_t l) {
     return ref_load(t, at4(t, i, j, k, l));
 }

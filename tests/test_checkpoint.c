@@ -63,6 +63,29 @@ static ModelConfig qwen3_model(void) {
     return c;
 }
 
+static ModelConfig deepseek_model(void) {
+    ModelConfig c = llama_model();
+    c.attention = ATTENTION_MLA;
+    c.kv_heads = c.heads;
+    c.q_rank = 7, c.kv_rank = 6;
+    c.head_nope = 3, c.head_rope = 2, c.head_value = 5;
+    return c;
+}
+
+static ModelConfig deepseek_model_without_q_rank(void) {
+    ModelConfig c = deepseek_model();
+    c.q_rank = 0;
+    c.tie_embeddings = true;
+    return c;
+}
+
+static ModelConfig softcapped_mla_model(void) {
+    ModelConfig c = deepseek_model();
+    c.attention_softcap = 30;
+    c.mlp = MLP_GELU;
+    return c;
+}
+
 static ModelConfig mixed_model(void) {
     ModelConfig c = gpt2_model();
     c.kv_heads = 1;
@@ -89,6 +112,9 @@ static const ModelRow models[] = {
     {llama_model, "LlamaForCausalLM"},
     {llama_model_with_biases, "LlamaForCausalLM"},
     {qwen3_model, "Qwen3ForCausalLM"},
+    {deepseek_model, "DeepseekV3ForCausalLM"},
+    {deepseek_model_without_q_rank, "DeepseekV3ForCausalLM"},
+    {softcapped_mla_model, "TrainGptForCausalLM"},
     {mixed_model, "TrainGptForCausalLM"},
     {softcapped_model, "TrainGptForCausalLM"},
 };
@@ -395,6 +421,89 @@ static void fused_matrices_are_stored_apart_for_llama(void **state) {
     gpt_free(&run.gpt);
 }
 
+static float *read_file_tensor(const SafetensorsFile *file, const char *name, int64_t count) {
+    const SafetensorsEntry *entry = safetensors_find(file, name);
+    float *values = calloc((size_t)count, sizeof *values);
+    assert_ok(safetensors_read_f32(file, entry, 0, count, values));
+    return values;
+}
+
+/* In the file, each head's `first_rows` rows of block `first` come before its `second_rows` rows of block `second`. */
+static void assert_rows_by_head(const SafetensorsFile *file, const char *name, const ParamTable *t, const char *first,
+                                const char *second, int heads) {
+    Tensor a = params_block_head(t, t->master, params_find_kind(t, first), 1, 0);
+    Tensor b = params_block_head(t, t->master, params_find_kind(t, second), 1, 0);
+    const int64_t columns = a.shape[1], of_a = tensor_numel(a), of_b = tensor_numel(b);
+    assert_int_equal(b.shape[1], columns);
+    float *values = read_file_tensor(file, name, heads * (of_a + of_b));
+    for (int head = 0; head < heads; head++) {
+        const float *at = values + head * (of_a + of_b);
+        a = params_block_head(t, t->master, params_find_kind(t, first), 1, head);
+        b = params_block_head(t, t->master, params_find_kind(t, second), 1, head);
+        assert_memory_equal(at, a.data, (size_t)of_a * sizeof(float));
+        assert_memory_equal(at + of_a, b.data, (size_t)of_b * sizeof(float));
+    }
+    free(values);
+}
+
+static void assert_rows_of_blocks(const SafetensorsFile *file, const char *name, const ParamTable *t,
+                                  const char *const *blocks, int64_t elements) {
+    float *values = read_file_tensor(file, name, elements);
+    int64_t at = 0;
+    for (; *blocks; blocks++) {
+        Tensor block = params_block(t, t->master, params_find_kind(t, *blocks), 1);
+        assert_memory_equal(values + at, block.data, (size_t)tensor_bytes(block));
+        at += tensor_numel(block);
+    }
+    assert_int_equal(at, elements);
+    free(values);
+}
+
+static void latent_attention_is_stored_in_deepseeks_order(void **state) {
+    Fixture *f = *state;
+    static const Expected expected[] = {
+        {"model.embed_tokens.weight", {37, 16}},
+        {"model.layers.1.self_attn.q_a_proj.weight", {7, 16}},
+        {"model.layers.1.self_attn.q_a_layernorm.weight", {7, 0}},
+        {"model.layers.1.self_attn.q_b_proj.weight", {20, 7}},
+        {"model.layers.1.self_attn.kv_a_proj_with_mqa.weight", {8, 16}},
+        {"model.layers.1.self_attn.kv_a_layernorm.weight", {6, 0}},
+        {"model.layers.1.self_attn.kv_b_proj.weight", {32, 6}},
+        {"model.layers.1.self_attn.o_proj.weight", {16, 20}},
+        {"model.layers.0.mlp.gate_proj.weight", {24, 16}},
+        {"model.layers.0.mlp.up_proj.weight", {24, 16}},
+        {"model.layers.0.mlp.down_proj.weight", {16, 24}},
+        {"model.layers.0.input_layernorm.weight", {16, 0}},
+        {"model.layers.0.post_attention_layernorm.weight", {16, 0}},
+        {"model.norm.weight", {16, 0}},
+        {"lm_head.weight", {37, 16}},
+    };
+    SafetensorsFile file;
+    Run run;
+    run_open(&run, &f->be, deepseek_model(), 5);
+    const ParamTable *t = &run.gpt.params;
+    assert_ok(save(f, &run, 1));
+    assert_file_holds(f, 1, expected, sizeof expected / sizeof expected[0]);
+    assert_ok(safetensors_open(&file, path_in(f, 1, "model.safetensors")));
+    assert_int_equal(file.count, 3 + 2 * 12); /* nothing else; a layer has 12 */
+    assert_rows_by_head(&file, "model.layers.1.self_attn.q_b_proj.weight", t, "q", "q_rope", 4);
+    assert_rows_by_head(&file, "model.layers.1.self_attn.kv_b_proj.weight", t, "k", "v", 4);
+    assert_rows_of_blocks(&file, "model.layers.1.self_attn.q_a_proj.weight", t, (const char *[]){"q_down", NULL},
+                          7 * 16);
+    assert_rows_of_blocks(&file, "model.layers.1.self_attn.kv_a_proj_with_mqa.weight", t,
+                          (const char *[]){"kv_down", "k_rope", NULL}, 8 * 16);
+    safetensors_close(&file);
+    gpt_free(&run.gpt);
+
+    run_open(&run, &f->be, deepseek_model_without_q_rank(), 6);
+    assert_ok(save(f, &run, 2));
+    assert_ok(safetensors_open(&file, path_in(f, 2, "model.safetensors")));
+    assert_null(safetensors_find(&file, "model.layers.1.self_attn.q_b_proj.weight"));
+    assert_rows_by_head(&file, "model.layers.1.self_attn.q_proj.weight", t, "q", "q_rope", 4);
+    safetensors_close(&file);
+    gpt_free(&run.gpt);
+}
+
 static double config_number(const cJSON *json, const char *key) {
     const cJSON *item = cJSON_GetObjectItemCaseSensitive(json, key);
     if (!cJSON_IsNumber(item)) fail_msg("config.json has no number %s", key);
@@ -417,6 +526,33 @@ static void config_json_describes_the_model(void **state) {
     assert_string_equal(cJSON_GetStringValue(cJSON_GetObjectItem(json[2], "norm")), "layernorm");
     assert_true(config_number(json[2], "attention_softcap") == 30);
     for (int i = 0; i < 3; i++) {
+        cJSON_Delete(json[i]);
+        free(texts[i]);
+    }
+}
+
+static void config_json_describes_latent_attention(void **state) {
+    (void)state;
+    ModelConfig with = deepseek_model(), without = deepseek_model_without_q_rank();
+    char *texts[2] = {huggingface_config(&with), huggingface_config(&without)};
+    cJSON *json[2] = {cJSON_Parse(texts[0]), cJSON_Parse(texts[1])};
+    static const struct {
+        const char *key;
+        double value;
+    } expected[] = {
+        {"q_lora_rank", 7},       {"kv_lora_rank", 6},        {"qk_nope_head_dim", 3},    {"qk_rope_head_dim", 2},
+        {"v_head_dim", 5},        {"num_attention_heads", 4}, {"num_key_value_heads", 4}, {"first_k_dense_replace", 2},
+        {"num_hidden_layers", 2}, {"hidden_size", 16},        {"intermediate_size", 24},  {"rope_theta", 10000},
+        {"rms_norm_eps", 1e-5}};
+    for (size_t i = 0; i < sizeof expected / sizeof expected[0]; i++)
+        assert_true(config_number(json[0], expected[i].key) == expected[i].value);
+    assert_true(cJSON_IsFalse(cJSON_GetObjectItem(json[0], "rope_interleave")));
+    assert_true(cJSON_IsFalse(cJSON_GetObjectItem(json[0], "attention_bias")));
+    assert_null(cJSON_GetObjectItem(json[0], "head_dim"));
+    assert_string_equal(cJSON_GetStringValue(cJSON_GetObjectItem(json[0], "model_type")), "deepseek_v3");
+    assert_true(cJSON_IsNull(cJSON_GetObjectItem(json[1], "q_lora_rank"))); /* left out, it would be 1536 */
+    assert_true(cJSON_IsTrue(cJSON_GetObjectItem(json[1], "tie_word_embeddings")));
+    for (int i = 0; i < 2; i++) {
         cJSON_Delete(json[i]);
         free(texts[i]);
     }
@@ -657,7 +793,9 @@ int main(void) {
         WITH_RUN(every_element_has_a_name),
         WITH_RUN(gpt2_matrices_are_stored_in_by_out),
         WITH_RUN(fused_matrices_are_stored_apart_for_llama),
+        WITH_RUN(latent_attention_is_stored_in_deepseeks_order),
         cmocka_unit_test(config_json_describes_the_model),
+        cmocka_unit_test(config_json_describes_latent_attention),
         WITH_RUN(another_shape_is_refused_before_a_weight_changes),
         WITH_RUN(another_optimizer_is_refused_before_a_weight_changes),
         WITH_RUN(one_flipped_bit_in_any_file_is_found),

@@ -142,13 +142,12 @@ static const Refusal refusals[] = {
     {"{\"device\": \"tpu-v5\"}", {0}, "x.json:1: device: \"tpu-v5\" is not one of auto, ref, cpu, cuda"},
     {"{\"optimizer\": {\"muon\": {\"per_head\": [\"q\", \"up\"]}}}",
      {0},
-     "x.json:1: optimizer.muon.per_head: \"up\" is not one of q, k, v, o"},
+     "x.json:1: optimizer.muon.per_head: \"up\" is not one of q, q_rope, k, v, o"},
     {"{\"optimizer\": {\"muon\": {\"per_head\": [\"q\", \"q\"]}}}",
      {0},
      "x.json:1: optimizer.muon.per_head: \"q\" is listed twice"},
     {"{\"optimizer\": {\"overrides\": {\"embed\": \"sgd\"}}}",
      {0},
-     "x.json:1: optimizer.overrides.embed: \"sgd\" is not one of muon, adamw"},
     {"{\"optimizer\": {\"overrides\": {\"\": \"muon\"}}}",
      {0},
      "x.json:1: optimizer.overrides: a pattern has 1 to 63 bytes, this one 0"},
@@ -196,6 +195,40 @@ static const Refusal refusals[] = {
      "x.json:1: rope turns pairs of channels, and a head of model.width / model.heads = 7 channels is odd; change "
      "them, "
      "or set model.position to \"learned\""},
+    {"{\"model\": {\n\"attention\": \"mla\", \"position\": \"learned\"}}",
+     {0},
+     "x.json:2: model.attention \"mla\" has its positions from rope; set model.position to \"rope\""},
+    {"{\"model\": {\"attention\": \"mla\",\n\"kv_heads\": 2}}",
+     {0},
+     "x.json:2: model.attention \"mla\" gives every head keys and values of its own; leave out model.kv_heads (2, with "
+     "model.heads 6)"},
+    {"{\"model\": {\"attention\": \"mla\",\n\"qk_norm\": true}}",
+     {0},
+     "x.json:2: model.attention \"mla\" normalises its latent vectors and has no model.qk_norm; turn it off"},
+    {"{\"model\": {\"bias\": true,\n\"attention\": \"mla\"}}",
+     {0},
+     "x.json:2: model.attention \"mla\" has no biases; set model.bias to false"},
+    {"{\"model\": {\"attention\": \"mla\",\n\"head_rope\": 5}}",
+     {0},
+     "x.json:2: rope turns pairs of channels, and model.head_rope (5) is odd"},
+    {"{\"model\": {\n\"kv_rank\": 64}}",
+     {0},
+     "x.json:2: model.kv_rank belongs to model.attention \"mla\"; set that, or leave it out"},
+    {NULL,
+     {"model.q_rank=1"},
+     "command line: model.q_rank belongs to model.attention \"mla\"; set that, or leave it out"},
+    {NULL,
+     {"model.head_nope=8"},
+     "command line: model.head_nope belongs to model.attention \"mla\"; set that, or leave it out"},
+    {NULL,
+     {"model.head_rope=8"},
+     "command line: model.head_rope belongs to model.attention \"mla\"; set that, or leave it out"},
+    {NULL,
+     {"model.head_value=8"},
+     "command line: model.head_value belongs to model.attention \"mla\"; set that, or leave it out"},
+    {"{\"optimizer\": {\"muon\": {\n\"per_head\": [\"q\", \"q_rope\"]}}}",
+     {0},
+     "x.json:2: optimizer.muon.per_head: \"q_rope\" is a block of model.attention \"mla\" alone"},
     {"{\"train\": {\"batch\": 16,\n\"micro_batch\": 3}}",
      {0},
      "x.json:2: train.batch (16) is not divisible by train.micro_batch (3)"},
@@ -354,6 +387,30 @@ static void a_pattern_that_is_given_again_moves_to_the_end(void **state) {
     assert_int_equal(c.optimizer.overrides[1].optimizer, OPTIMIZER_MUON);
 }
 
+static void assert_mla(const char *const *options, int64_t q_rank, int64_t kv_rank, int64_t nope, int64_t rope,
+                       int64_t value) {
+    const ModelConfig m = load_ok("{\"model\": {\"attention\": \"mla\"}}", options).model;
+    assert_int_equal(m.attention, ATTENTION_MLA);
+    assert_int_equal(m.q_rank, q_rank);
+    assert_int_equal(m.kv_rank, kv_rank);
+    assert_int_equal(m.head_nope, nope);
+    assert_int_equal(m.head_rope, rope);
+    assert_int_equal(m.head_value, value);
+}
+
+static void sizes_of_latent_attention_follow_the_width_where_they_are_not_set(void **state) {
+    (void)state;
+    assert_mla(NULL, 192, 192, 64, 32, 64); /* width 384, 6 heads: 4 * 64 would be more than half of the width */
+    assert_mla((const char *const[]){"model.width=1024", "model.heads=16", NULL}, 512, 256, 64, 32, 64);
+    assert_mla((const char *const[]){"model.q_rank=0", "model.head_nope=10", NULL}, 0, 40, 10, 6, 10);
+    assert_mla((const char *const[]){"model.q_rank=7", "model.kv_rank=5", "model.head_rope=2", "model.head_value=9"}, 7,
+               5, 64, 2, 9);
+    assert_mla((const char *const[]){"model.width=1", "model.heads=3", NULL}, 1, 1, 1, 2,
+               1); /* heads need not divide */
+    Config mha = load_ok(NULL, NULL);
+    assert_true(!mha.model.q_rank && !mha.model.kv_rank && !mha.model.head_nope && !mha.model.head_value);
+}
+
 static void defaults_bend_where_they_were_not_set(void **state) {
     (void)state;
     Config c = load_ok(NULL, (const char *const[]){"train.steps=3", "model.qk_norm=true", NULL});
@@ -407,6 +464,10 @@ static void the_resolved_configuration_reads_back_the_same(void **state) {
     assert_round_trip(load_ok(NULL, NULL));
     assert_round_trip(load_ok(NULL, odd));
     assert_round_trip(load_ok(NULL, given));
+    assert_round_trip(load_ok(NULL, (const char *const[]){"model.attention=mla", NULL}));
+    assert_round_trip(load_ok(NULL, (const char *const[]){"model.attention=mla", "model.q_rank=0", NULL}));
+    assert_round_trip(load_ok(NULL, (const char *const[]){"model.attention=mla", "optimizer.muon.per_head=[\"q_rope\"]",
+                                                          "model.head_value=20", NULL}));
     assert_true(load_ok(NULL, odd).optimizer.lr == 0.10000000000000002);
     assert_int_equal(load_ok(NULL, given).optimizer.muon.coefficients.count, 2);
 }
@@ -528,6 +589,7 @@ int main(int argc, char **argv) {
         cmocka_unit_test(the_llama_mlp_is_eight_thirds_wide_rounded_up_to_64),
         cmocka_unit_test(the_command_line_wins_over_the_file_and_a_later_argument_over_an_earlier),
         cmocka_unit_test(a_pattern_that_is_given_again_moves_to_the_end),
+        cmocka_unit_test(sizes_of_latent_attention_follow_the_width_where_they_are_not_set),
         cmocka_unit_test(defaults_bend_where_they_were_not_set),
         cmocka_unit_test(whole_numbers_are_read_to_the_last_digit),
         cmocka_unit_test(a_schema_key_for_editors_is_ignored),

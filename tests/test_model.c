@@ -1,10 +1,11 @@
-/* The whole model against PyTorch: loss, MaxLogit, gradients and ten training steps of three tiny models (tests/golden/
+/* The whole model against PyTorch: loss, MaxLogit, gradients and ten training steps of tiny models (tests/golden/
  * make_model.py), on ref and cpu; then what only the whole model shows: accumulation over micro-batches, QK-Clip's
  * exactness with a layer's input held fixed, and that a batch can be learned by heart. */
 #include "tests/support.h"
 
 #include <math.h>
 #include <stdlib.h>
+#include <string.h>
 
 #include "core/ops.h"
 #include "model/gpt.h"
@@ -83,6 +84,45 @@ static Case mixed_case(void) {
                             .init_std = 0.02}};
 }
 
+/* Multi-head latent attention; no size is another's. */
+static Case mla_case(void) {
+    return (Case){.golden = &golden_mla,
+                  .matrices = OPTIMIZER_MUON,
+                  .model = {.preset = PRESET_LLAMA,
+                            .layers = 2,
+                            .heads = 3,
+                            .kv_heads = 3,
+                            .width = 20,
+                            .context = 8,
+                            .vocab = 19,
+                            .attention = ATTENTION_MLA,
+                            .q_rank = 10,
+                            .kv_rank = 7,
+                            .head_nope = 5,
+                            .head_rope = 4,
+                            .head_value = 6,
+                            .norm = NORM_RMSNORM,
+                            .position = POSITION_ROPE,
+                            .mlp = MLP_SWIGLU,
+                            .mlp_width = 13,
+                            .rope_theta = 1e4,
+                            .norm_eps = 1e-5,
+                            .init_std = 0.02}};
+}
+
+/* Queries without a low rank, rotary parts larger than the others, a tied head and a softcap. */
+static Case direct_mla_case(void) {
+    Case c = mla_case();
+    ModelConfig *m = &c.model;
+    c.golden = &golden_mla_direct;
+    m->heads = m->kv_heads = 2;
+    m->width = 16, m->context = 7, m->vocab = 17, m->mlp_width = 12;
+    m->q_rank = 0, m->kv_rank = 9, m->head_nope = 4, m->head_rope = 6, m->head_value = 3;
+    m->tie_embeddings = true;
+    m->attention_softcap = 1.5;
+    return c;
+}
+
 static OptimizerConfig optimizer_config(OptimizerKind matrices) {
     return (OptimizerConfig){.matrices = matrices,
                              .lr = 0.01,
@@ -110,8 +150,7 @@ static void set_golden_weights(Gpt *g) {
         if (g->index[id] < 0) continue;
         const Param *p = &g->params.params[g->index[id]];
         const int64_t n = p->rows * p->columns;
-        bool norm =
-            id == PARAM_NORM1 || id == PARAM_NORM2 || id == PARAM_NORMF || id == PARAM_Q_NORM || id == PARAM_K_NORM;
+        bool norm = strstr(p->name, "norm") && !strstr(p->name, "bias");
         float *values = calloc((size_t)n, sizeof *values);
         for (int64_t l = 0; l < p->count; l++) {
             for (int64_t i = 0; i < n; i++) {
@@ -246,6 +285,14 @@ static void qk_norm_softcap_and_biases_equal_pytorch(void **state) {
     check_single_pass("cpu", mixed_case());
 }
 
+static void latent_attention_equals_pytorch(void **state) {
+    (void)state;
+    check_single_pass("ref", mla_case());
+    check_single_pass("cpu", mla_case());
+    check_single_pass("ref", direct_mla_case());
+    check_single_pass("cpu", direct_mla_case());
+}
+
 static void ten_adamw_steps_follow_pytorchs_curve(void **state) {
     (void)state;
     check_training_curve("ref", gpt2_case());
@@ -260,13 +307,19 @@ static void ten_muon_steps_follow_pytorchs_curve(void **state) {
     check_training_curve("cpu", mixed_case());
 }
 
+static void ten_muon_steps_of_latent_attention_follow_pytorchs_curve(void **state) {
+    (void)state;
+    check_training_curve("ref", mla_case());
+    check_training_curve("cpu", mla_case());
+    check_training_curve("ref", direct_mla_case());
+    check_training_curve("cpu", direct_mla_case());
+}
+
 /* ---- the whole model -------------------------------------------------------------------------------------------- */
 
-static void micro_batches_accumulate_to_the_gradient_of_the_batch(void **state) {
-    (void)state;
+static void check_micro_batches(Case c) {
     Backend be;
     Gpt whole, part;
-    Case c = llama_case();
     test_open(&be, "ref", "fp32");
     open_model(&whole, &be, &c.model, 2);
     set_golden_weights(&whole);
@@ -291,6 +344,13 @@ static void micro_batches_accumulate_to_the_gradient_of_the_batch(void **state) 
     test_close(&be);
 }
 
+static void micro_batches_accumulate_to_the_gradient_of_the_batch(void **state) {
+    (void)state;
+    check_micro_batches(llama_case());
+    check_micro_batches(mla_case());
+    check_micro_batches(direct_mla_case());
+}
+
 /* Every parameter's gradient is set or starts from zero: what is left of an earlier step, NaN or not, is gone. */
 static void check_fresh_gradients(Case c) {
     Backend be;
@@ -313,6 +373,8 @@ static void a_step_forgets_the_gradients_of_the_one_before(void **state) {
     check_fresh_gradients(gpt2_case());
     check_fresh_gradients(llama_case());
     check_fresh_gradients(mixed_case());
+    check_fresh_gradients(mla_case());
+    check_fresh_gradients(direct_mla_case());
 }
 
 /* Layer 0 reads the embeddings, which QK-Clip does not touch: its input is fixed, so its new maxima are known exactly.
@@ -352,13 +414,15 @@ static void qk_clip_brings_each_clipped_head_to_tau_and_moves_no_other(void **st
     check_clip(gpt2_case(), "cpu");
     check_clip(llama_case(), "ref"); /* grouped queries: siblings share a key */
     check_clip(llama_case(), "cpu");
+    check_clip(mla_case(), "ref"); /* the heads share a rotated key */
+    check_clip(mla_case(), "cpu");
+    check_clip(direct_mla_case(), "ref");
 }
 
-static double learn_by_heart(const char *device, const char *precision, OptimizerKind matrices) {
+static double learn_by_heart(const char *device, const char *precision, OptimizerKind matrices, ModelConfig model) {
     Backend be;
     Gpt g;
     Optimizer opt;
-    ModelConfig model = llama_case().model;
     model.width = 32;
     model.mlp_width = 64;
     OptimizerConfig config = optimizer_config(matrices);
@@ -381,18 +445,21 @@ static double learn_by_heart(const char *device, const char *precision, Optimize
 
 static void a_batch_is_learned_by_heart(void **state) {
     (void)state;
-    assert_true(learn_by_heart("cpu", "fp32", OPTIMIZER_MUON) < 0.05);
-    assert_true(learn_by_heart("cpu", "fp32", OPTIMIZER_ADAMW) < 0.05);
-    assert_true(learn_by_heart("cpu", "bf16", OPTIMIZER_MUON) < 0.05);
+    const ModelConfig llama = llama_case().model, mla = mla_case().model;
+    assert_true(learn_by_heart("cpu", "fp32", OPTIMIZER_MUON, llama) < 0.05);
+    assert_true(learn_by_heart("cpu", "fp32", OPTIMIZER_ADAMW, llama) < 0.05);
+    assert_true(learn_by_heart("cpu", "bf16", OPTIMIZER_MUON, llama) < 0.05);
+    assert_true(learn_by_heart("cpu", "fp32", OPTIMIZER_MUON, mla) < 0.05);
+    assert_true(learn_by_heart("cpu", "bf16", OPTIMIZER_MUON, mla) < 0.05);
 }
 
 static void every_parameter_element_belongs_to_exactly_one_block(void **state) {
     (void)state;
     Backend be;
     Gpt g;
-    Case cases[] = {gpt2_case(), llama_case(), mixed_case()};
+    Case cases[] = {gpt2_case(), llama_case(), mixed_case(), mla_case(), direct_mla_case()};
     test_open(&be, "ref", "fp32");
-    for (int i = 0; i < 3; i++) {
+    for (size_t i = 0; i < sizeof cases / sizeof cases[0]; i++) {
         assert_ok(gpt_plan(&g, &cases[i].model, 1, &be));
         assert_ok(gpt_allocate(&g));
         int64_t covered = 0;
@@ -415,8 +482,10 @@ int main(void) {
         cmocka_unit_test(gpt2_loss_max_logit_and_gradients_equal_pytorch),
         cmocka_unit_test(llama_with_grouped_queries_equals_pytorch),
         cmocka_unit_test(qk_norm_softcap_and_biases_equal_pytorch),
+        cmocka_unit_test(latent_attention_equals_pytorch),
         cmocka_unit_test(ten_adamw_steps_follow_pytorchs_curve),
         cmocka_unit_test(ten_muon_steps_follow_pytorchs_curve),
+        cmocka_unit_test(ten_muon_steps_of_latent_attention_follow_pytorchs_curve),
         cmocka_unit_test(a_step_forgets_the_gradients_of_the_one_before),
         cmocka_unit_test(micro_batches_accumulate_to_the_gradient_of_the_batch),
         cmocka_unit_test(qk_clip_brings_each_clipped_head_to_tau_and_moves_no_other),

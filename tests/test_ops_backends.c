@@ -146,6 +146,20 @@ static void run_copy(Side *s, const Trial *t) {
     op_copy(&s->be, dst, poisoned(s, t, input(s, t, t->dtype, shape3(2, t->n, t->i), 2)));
 }
 
+/* Each of two matrices is copied for t->n heads by a stride of 0. */
+static void run_copy_to_all(Side *s, const Trial *t) {
+    DType to = t->variant ? DTYPE_F32 : DTYPE_BF16;
+    Tensor dst = output(s, input(s, t, to, shape4(2, 5, t->n, t->i), 1));
+    Tensor src = poisoned(s, t, input(s, t, t->dtype, shape4(2, 5, 1, t->i), 2));
+    src.shape[2] = t->n, src.stride[2] = 0;
+    op_copy(&s->be, dst, src);
+}
+
+static void run_sum_heads(Side *s, const Trial *t) {
+    Tensor x = poisoned(s, t, input(s, t, t->dtype, shape3(t->n, t->o, t->i), 1));
+    op_sum_heads(&s->be, output(s, input(s, t, t->dtype, shape2(t->n, t->i), 2)), x);
+}
+
 static void run_scale(Side *s, const Trial *t) {
     op_scale(&s->be, output(s, poisoned(s, t, input(s, t, t->dtype, shape2(t->n, t->i), 1))), -1.7f);
 }
@@ -160,6 +174,8 @@ static void moving_ops_match_ref(void **state) {
     (void)state;
     compare_matrices("fill", run_fill, 1);
     compare_matrices("copy", run_copy, 2);
+    compare_matrices("copy to all heads", run_copy_to_all, 2);
+    compare_matrices("sum_heads", run_sum_heads, 1);
     compare_matrices("scale", run_scale, 1);
     compare_matrices("sum", run_sums, 1);
 }
@@ -413,6 +429,8 @@ static const Trial attentions[] = {
     {.b = 1, .t = 130, .h = 1, .k = 1, .d = 64, .e = 64},
     {.b = 1, .t = 135, .h = 3, .k = 1, .d = 80, .e = 72},
     {.b = 2, .t = 17, .h = 4, .k = 4, .d = 5, .e = 9, .softcap = 0.5f},
+    {.b = 1, .t = 70, .h = 2, .k = 2, .d = 96, .e = 64},
+    {.b = 1, .t = 66, .h = 3, .k = 3, .d = 21, .e = 50},
 };
 enum { ATTENTIONS = sizeof attentions / sizeof attentions[0] };
 
@@ -530,6 +548,23 @@ static void attention_of_every_head_size_matches_ref(void **state) {
             Trial t = {.b = 1, .t = 70, .h = 2, .k = 1, .d = sizes[i], .e = sizes[i] - 8, .dtype = DTYPE_BF16};
             t.strided = variant & 1;
             t.softcap = variant & 2 ? 0.5f : 0;
+            t.slack_bf16 = attention_slack_bf16;
+            compare("attention", run_attention, t);
+            compare("attention_grad", run_attention_grad, t);
+        }
+}
+
+/* As latent attention has it: D = nope + rope beside values of any other size, each on its own side of what kernels pad
+ * to (192 and 128 are DeepSeek's), also with values larger than keys and beyond what tensor cores take. */
+static void attention_with_values_of_another_size_matches_ref(void **state) {
+    (void)state;
+    static const int64_t sizes[][2] = {{96, 64}, {192, 128}, {24, 16},  {16, 64},
+                                       {9, 70},  {130, 33},  {40, 200}, {260, 12}};
+    for (int i = 0; i < (int)(sizeof sizes / sizeof sizes[0]); i++)
+        for (int variant = 0; variant < 4; variant++) {
+            Trial t = {.b = 1, .t = 70, .h = 2, .k = 2, .d = sizes[i][0], .e = sizes[i][1], .optional = true};
+            t.dtype = variant & 1 ? DTYPE_BF16 : DTYPE_F32;
+            t.strided = variant & 2;
             t.slack_bf16 = attention_slack_bf16;
             compare("attention", run_attention, t);
             compare("attention_grad", run_attention_grad, t);
@@ -666,6 +701,8 @@ static void aligned_views_match_ref(void **state) {
     Trial t = {.n = 40, .i = 64, .aligned = true};
     compare_flags("fill", run_fill, t);
     compare_flags("scale", run_scale, t);
+    t.o = 7;
+    compare_flags("sum_heads", run_sum_heads, t);
     compare_flags("sum", run_sums, t);
     compare_flags("adamw", run_adamw, t);
     for (t.variant = 0; t.variant < 4; t.variant++) compare_flags("normalize", run_normalize, t);
@@ -673,6 +710,7 @@ static void aligned_views_match_ref(void **state) {
     for (t.variant = 0; t.variant < 2; t.variant++) {
         compare_flags("apply_update", run_apply_update, t);
         compare_flags("copy", run_copy, t);
+        compare_flags("copy to all heads", run_copy_to_all, t);
         compare_flags("momentum", run_momentum, t);
         compare_flags("rope", run_rope, t);
         compare_flags("rmsnorm", run_rmsnorm, t);
@@ -753,6 +791,7 @@ int main(void) {
         cmocka_unit_test(attention_of_negative_logits_matches_ref),
         cmocka_unit_test(a_nan_in_attention_reaches_no_earlier_query),
         cmocka_unit_test(attention_of_every_head_size_matches_ref),
+        cmocka_unit_test(attention_with_values_of_another_size_matches_ref),
         cmocka_unit_test(nonlinearities_match_ref),
         cmocka_unit_test(cross_entropy_matches_ref),
         cmocka_unit_test(optimizer_ops_match_ref),

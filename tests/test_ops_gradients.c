@@ -213,6 +213,27 @@ static void rope_has_the_gradient_of_its_forward(void **state) {
     test_close(&c->be);
 }
 
+/* x for all heads: what op_sum_heads is the gradient of. */
+static void repeat_forward(Case *c) {
+    Tensor x = c->in[0], out = c->out;
+    op_copy(&c->be, out,
+            (Tensor){.data = x.data,
+                     .dtype = x.dtype,
+                     .ndim = 3,
+                     .shape = {out.shape[0], out.shape[1], out.shape[2]},
+                     .stride = {x.stride[0], 0, 1}});
+}
+
+static void sum_heads_is_the_gradient_of_repeating_for_all_heads(void **state) {
+    (void)state;
+    Case *c = open_case(&(Case){0}, repeat_forward);
+    add_strided_input(c, 0, shape2(3, 5));
+    add_output(c, shape3(3, 4, 5));
+    op_sum_heads(&c->be, c->grad[0], c->r);
+    check(c, "sum_heads", 0, ASSIGNED);
+    test_close(&c->be);
+}
+
 /* ---- attention -------------------------------------------------------------------------------------------------- */
 
 typedef struct {
@@ -357,6 +378,7 @@ int main(void) {
         cmocka_unit_test(qk_norm_normalizes_each_head_of_a_strided_view),
         cmocka_unit_test(embed_has_the_gradient_of_its_forward),
         cmocka_unit_test(rope_has_the_gradient_of_its_forward),
+        cmocka_unit_test(sum_heads_is_the_gradient_of_repeating_for_all_heads),
         cmocka_unit_test(attention_has_the_gradient_of_its_forward),
         cmocka_unit_test(attention_gives_a_shared_key_the_gradient_of_all_its_query_heads),
         cmocka_unit_test(attention_values_may_be_of_another_size_than_keys),

@@ -49,6 +49,29 @@ static void copy_converts_the_dtype_and_rounds_to_even(void **state) {
     test_close(&be);
 }
 
+static void copy_repeats_a_source_with_a_stride_of_0(void **state) {
+    (void)state;
+    Backend be;
+    test_open(&be, "ref", "fp32");
+    Tensor x = test_zeros(&be, DTYPE_F32, shape2(2, 2)), y = nans(&be, DTYPE_BF16, shape3(2, 3, 2));
+    test_write(&be, x, (double[]){1, 2, 3, 4});
+    op_copy(&be, y, (Tensor){x.data, DTYPE_F32, 3, {2, 3, 2}, {2, 0, 1}});
+    expect(&be, "repeated", y, (double[]){1, 2, 1, 2, 1, 2, 3, 4, 3, 4, 3, 4}, exact);
+    test_close(&be);
+}
+
+/* 256 + 1 + 1 + ... in bf16 would stay at 256: heads add up before they are rounded. */
+static void sum_heads_overwrites_and_rounds_once(void **state) {
+    (void)state;
+    Backend be;
+    test_open(&be, "ref", "fp32");
+    Tensor x = test_zeros(&be, DTYPE_BF16, shape3(2, 3, 2)), out = nans(&be, DTYPE_BF16, shape2(2, 5));
+    test_write(&be, x, (double[]){256, 1, 1, 2, 1, 3, -1, 0, 0, 0, 0.5, 8});
+    op_sum_heads(&be, tensor_slice(out, 1, 2, 2), x);
+    expect(&be, "sums in a view", out, (double[]){NAN, NAN, 258, 6, NAN, NAN, NAN, -0.5, 8, NAN}, exact);
+    test_close(&be);
+}
+
 static void sums_add_to_the_total(void **state) {
     (void)state;
     Backend be;
@@ -456,6 +479,8 @@ int main(void) {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(fill_and_scale_stay_inside_their_view),
         cmocka_unit_test(copy_converts_the_dtype_and_rounds_to_even),
+        cmocka_unit_test(copy_repeats_a_source_with_a_stride_of_0),
+        cmocka_unit_test(sum_heads_overwrites_and_rounds_once),
         cmocka_unit_test(sums_add_to_the_total),
         cmocka_unit_test(matmul_takes_transposed_views_in_both_dtypes),
         cmocka_unit_test(matmul_without_an_addend_overwrites),

@@ -17,6 +17,16 @@ typedef struct {
     int64_t K; /* key heads */
 } Layer;
 
+static void place_weights(Layer *layer) {
+    ParamTable *p = &layer->params;
+    params_layout(p, &layer->weights, &layer->gradients, layer->be.compute_dtype);
+    assert_ok(arena_allocate(&layer->weights, &layer->be));
+    assert_ok(arena_allocate(&layer->gradients, &layer->be));
+    params_layout(p, &layer->weights, &layer->gradients, layer->be.compute_dtype);
+    for (int64_t i = 0; i < p->elements; i++) test_set(&layer->be, p->master, i, 4 * test_uniform(1, i));
+    params_refresh_work(&layer->be, p);
+}
+
 static void open_layer(Layer *layer, const char *precision, int64_t K) {
     *layer = (Layer){.K = K, .weights = arena_measure("weights"), .gradients = arena_measure("gradients")};
     test_open(&layer->be, "ref", precision);
@@ -31,12 +41,7 @@ static void open_layer(Layer *layer, const char *precision, int64_t K) {
     params_add_block(p, "k_bias", ROLE_BIAS, bias, H * D, K * D, keys, HEADS_IN_ROWS);
     params_add_block(p, "v_bias", ROLE_BIAS, bias, (H + K) * D, K * D, keys, HEADS_IN_ROWS);
 
-    params_layout(p, &layer->weights, &layer->gradients, layer->be.compute_dtype);
-    assert_ok(arena_allocate(&layer->weights, &layer->be));
-    assert_ok(arena_allocate(&layer->gradients, &layer->be));
-    params_layout(p, &layer->weights, &layer->gradients, layer->be.compute_dtype);
-    for (int64_t i = 0; i < p->elements; i++) test_set(&layer->be, p->master, i, 4 * test_uniform(1, i));
-    params_refresh_work(&layer->be, p);
+    place_weights(layer);
 }
 
 static void close_layer(Layer *layer) {
@@ -56,6 +61,43 @@ static double project(Layer *layer, const char *matrix, const char *bias, int64_
     double sum = element(layer, bias, l, row, 0);
     for (int c = 0; c < C; c++) sum += element(layer, matrix, l, row, c) * test_uniform(2, token * C + c);
     return sum;
+}
+
+/* Latent attention's heads with latent vectors held fixed: token t has test_uniform(3, ..) for c^Q, (4, ..) for c^KV
+ * and (5, ..) for the shared k^R, which no weight of a head changes. rope turns q^R and k^R by the same angles whatever
+ * their length, and is left out. */
+enum { RANK = 5, R = 2 };
+
+static void open_latent_layer(Layer *layer, const char *precision) {
+    *layer = (Layer){.K = H, .weights = arena_measure("weights"), .gradients = arena_measure("gradients")};
+    test_open(&layer->be, "ref", precision);
+    ParamTable *p = &layer->params;
+    int latent = params_add_matrix(p, "latent", LAYERS, RANK + RANK + R, C);
+    params_add_block(p, "q_down", ROLE_Q_DOWN, latent, 0, RANK, 1, HEADS_IN_ROWS);
+    params_add_block(p, "kv_down", ROLE_KV_DOWN, latent, RANK, RANK, 1, HEADS_IN_ROWS);
+    params_add_block(p, "k_rope", ROLE_K_ROPE, latent, 2 * RANK, R, 1, HEADS_IN_ROWS);
+    int q_up = params_add_matrix(p, "q_up", LAYERS, H * (D + R), RANK);
+    params_add_block(p, "q", ROLE_Q, q_up, 0, H * D, H, HEADS_IN_ROWS);
+    params_add_block(p, "q_rope", ROLE_Q_ROPE, q_up, H * D, H * R, H, HEADS_IN_ROWS);
+    int kv_up = params_add_matrix(p, "kv_up", LAYERS, H * (D + D), RANK);
+    params_add_block(p, "k", ROLE_K, kv_up, 0, H * D, H, HEADS_IN_ROWS);
+    params_add_block(p, "v", ROLE_V, kv_up, H * D, H * D, H, HEADS_IN_ROWS);
+    place_weights(layer);
+}
+
+static double project_latent(Layer *layer, const char *matrix, int64_t l, int64_t row, int token, uint64_t seed) {
+    double sum = 0;
+    for (int c = 0; c < RANK; c++) sum += element(layer, matrix, l, row, c) * test_uniform(seed, token * RANK + c);
+    return sum;
+}
+
+static double latent_logit(Layer *layer, int64_t l, int64_t head, int i, int j) {
+    double logit = 0;
+    for (int d = 0; d < D; d++)
+        logit += project_latent(layer, "q", l, head * D + d, i, 3) * project_latent(layer, "k", l, head * D + d, j, 4);
+    for (int d = 0; d < R; d++)
+        logit += project_latent(layer, "q_rope", l, head * R + d, i, 3) * 2 * test_uniform(5, j * R + d);
+    return logit / sqrt(D + R);
 }
 
 static double max_logit(Layer *layer, int64_t l, int64_t head) {
@@ -134,6 +176,81 @@ static void gqa_heads_come_down_to_exactly_tau_and_siblings_do_not_move(void **s
     check_clip(1, .5);
 }
 
+enum { LOGITS = TOKENS * (TOKENS + 1) / 2 };
+
+/* Every causal logit of every head, and their maxima. */
+static void latent_logits(Layer *layer, double logits[LAYERS * H][LOGITS], float *maxima) {
+    for (int h = 0; h < LAYERS * H; h++) {
+        maxima[h] = -INFINITY;
+        for (int i = 0, at = 0; i < TOKENS; i++)
+            for (int j = 0; j <= i; j++, at++) {
+                logits[h][at] = latent_logit(layer, h / H, h % H, i, j);
+                maxima[h] = fmaxf(maxima[h], (float)logits[h][at]);
+            }
+    }
+}
+
+/* All logits of a clipped head shrink by gamma, those of the others stay to the last bit. */
+static void check_latent_clip(double alpha) {
+    Layer layer;
+    open_latent_layer(&layer, "fp32");
+    double before[LAYERS * H][LOGITS], after[LAYERS * H][LOGITS];
+    float maxima[LAYERS * H], clipped[LAYERS * H];
+    latent_logits(&layer, before, maxima);
+    QkClipConfig config = {.enabled = true, .threshold = median_of(maxima), .alpha = alpha};
+    ClipEvent events[LAYERS * H];
+    assert_int_equal(qk_clip_apply(&layer.be, &layer.params, &config, H, maxima, events), LAYERS * H / 2);
+    latent_logits(&layer, after, clipped);
+    for (int h = 0; h < LAYERS * H; h++) {
+        bool above = (double)maxima[h] > config.threshold;
+        double gamma = above ? config.threshold / (double)maxima[h] : 1;
+        for (int i = 0; i < LOGITS; i++) before[h][i] *= gamma;
+        assert_close("logits", after[h], before[h], LOGITS,
+                     above ? (Tolerance){.absolute = 1e-5, .relative = 2e-6} : (Tolerance){0});
+        double maximum = (double)clipped[h];
+        if (above) assert_close("maximum", &maximum, &config.threshold, 1, (Tolerance){.relative = 2e-6});
+    }
+    close_layer(&layer);
+}
+
+static void mla_heads_come_down_to_exactly_tau_and_others_keep_every_logit(void **state) {
+    (void)state;
+    check_latent_clip(.5);
+    check_latent_clip(.2);
+}
+
+/* q^C and k^C of head 2 of layer 1 by sqrt(gamma), its q^R by gamma, and nothing else: not what the heads share. */
+static void mla_scales_three_blocks_of_one_head_and_their_copies(void **state) {
+    (void)state;
+    Layer layer;
+    open_latent_layer(&layer, "bf16");
+    ParamTable *p = &layer.params;
+    double *before = test_read(&layer.be, p->master);
+    float logits[LAYERS * H] = {0};
+    logits[H + 2] = 400;
+    ClipEvent events[LAYERS * H];
+    QkClipConfig config = {.enabled = true, .threshold = 100, .alpha = .5};
+    assert_int_equal(qk_clip_apply(&layer.be, p, &config, H, logits, events), 1);
+
+    double *after = test_read(&layer.be, p->master), *work = test_read(&layer.be, p->work);
+    for (int64_t i = 0; i < p->elements; i++)
+        assert_true(work[i] == (double)bf16_to_f32(bf16_from_f32((float)after[i])));
+    const struct {
+        const char *block;
+        double factor;
+    } changed[] = {{"q", .5}, {"k", .5}, {"q_rope", .25}};
+    for (int i = 0; i < 3; i++) {
+        Tensor head = params_block_head(p, p->master, params_find_kind(p, changed[i].block), 1, 2);
+        int64_t at = (float *)head.data - (float *)p->master.data;
+        for (int64_t e = at; e < at + tensor_numel(head); e++) {
+            assert_true(after[e] == changed[i].factor * before[e]);
+            after[e] = before[e];
+        }
+    }
+    assert_close("other weights", after, before, p->elements, (Tolerance){0});
+    close_layer(&layer);
+}
+
 /* Clips head 2 of layer 1 and compares every weight with what it was. */
 static void check_untouched(int64_t K, bool key_changes) {
     Layer layer;
@@ -209,6 +326,8 @@ int main(void) {
         cmocka_unit_test(gqa_heads_come_down_to_exactly_tau_and_siblings_do_not_move),
         cmocka_unit_test(mha_scales_query_and_key_of_one_head_and_nothing_else),
         cmocka_unit_test(gqa_scales_the_query_of_one_head_and_nothing_else),
+        cmocka_unit_test(mla_heads_come_down_to_exactly_tau_and_others_keep_every_logit),
+        cmocka_unit_test(mla_scales_three_blocks_of_one_head_and_their_copies),
         cmocka_unit_test(no_maximum_that_is_small_negative_or_not_finite_clips),
         cmocka_unit_test(in_bf16_the_working_copies_follow_the_masters),
     };

@@ -51,6 +51,10 @@ static void streaming_ops_move_what_they_read_and_write(void **state) {
     assert_bytes(&be, OP_FILL, 60 * 2);
     op_copy(&be, half, full);
     assert_bytes(&be, OP_COPY, 60 * (4 + 2));
+    op_copy(&be, tensor_as_3d(full, 3, 2, 10), (Tensor){half.data, DTYPE_BF16, 3, {3, 2, 10}, {10, 0, 1}});
+    assert_bytes(&be, OP_COPY, 60 * 4 + 30 * 2);
+    op_sum_heads(&be, tensor_slice(half, 0, 0, 3), tensor_as_3d(other, 3, 2, 10));
+    assert_bytes(&be, OP_SUM_HEADS, (30 + 60) * 2);
     op_scale(&be, full, 2);
     assert_bytes(&be, OP_SCALE, 60 * 2 * 4);
     op_gelu_grad(&be, half, half, other);
@@ -265,6 +269,11 @@ static void forget(Prediction *p) {
     "model.preset=gpt2 model.layers=12 model.heads=12 model.width=768 model.context=1024 model.vocab=50304 "           \
     "train.batch=64 "
 
+/* D = 24 + 8, E = 20. */
+#define LATENT                                                                                                         \
+    "model.layers=3 model.heads=4 model.width=64 model.context=32 model.vocab=96 train.batch=6 model.attention=mla "   \
+    "model.head_nope=24 model.head_rope=8 model.head_value=20 "
+
 static const OpId linear_ops[] = {OP_LINEAR, OP_LINEAR_GRAD_INPUT, OP_LINEAR_GRAD_WEIGHT, OP_LINEAR_GELU,
                                   OP_LINEAR_GELU_GRAD};
 enum { LINEAR_OPS = sizeof linear_ops / sizeof linear_ops[0] };
@@ -288,8 +297,8 @@ static double parameters_in_products(const Gpt *g) {
 static void linear_layers_take_six_flops_a_parameter_and_token(void **state) {
     (void)state;
     static const char *const keys[] = {SMALL "optimizer.matrices=adamw",
-                                       SMALL "model.mlp=swiglu model.kv_heads=2 train.micro_batch=2"};
-    for (int i = 0; i < 2; i++) {
+                                       SMALL "model.mlp=swiglu model.kv_heads=2 train.micro_batch=2", LATENT};
+    for (int i = 0; i < 3; i++) {
         Prediction *p = predict(keys[i]);
         assert_number(linear_flops(p), 6 * parameters_in_products(&p->trainer.gpt) * 6 * 32);
         forget(p);
@@ -306,6 +315,21 @@ static void attention_takes_two_products_forward_and_seven_backward(void **state
     assert_number(p->roofline.rows[OP_ATTENTION_GRAD].flops, 7 * one);
     const double model = gpt_flops_per_token(&p->trainer.gpt) * 6 * 32;
     assert_number(p->roofline.model_flops, model);
+    forget(p);
+}
+
+/* gpt_flops_per_token counts T pairs of all, forward once and backward twice; the op counts the T (T + 1) / 2 that are
+ * seen. */
+static void latent_attention_has_products_of_two_sizes(void **state) {
+    (void)state;
+    Prediction *p = predict(LATENT);
+    const Gpt *g = &p->trainer.gpt;
+    const double pair = 3 * 4 * (32 + 1) * 6 * 32; /* layers, heads, pairs that one of the tokens sees, twice */
+    assert_number(p->roofline.rows[OP_ATTENTION].flops, pair * (32 + 20));
+    assert_number(p->roofline.rows[OP_ATTENTION_GRAD].flops, pair * (4 * 32 + 3 * 20));
+    const double attention = gpt_flops_per_token(g) - 6 * (double)gpt_parameters(g);
+    assert_number(attention * 6 * 32, 3 * p->roofline.rows[OP_ATTENTION].flops * 32 / (32 + 1));
+    assert_int_equal(p->roofline.rows[OP_SUM_HEADS].calls, 3);
     forget(p);
 }
 
@@ -572,6 +596,7 @@ int main(int argc, char **argv) {
         cmocka_unit_test(what_is_allocated_cannot_be_touched_and_what_is_read_is_nan),
         cmocka_unit_test(linear_layers_take_six_flops_a_parameter_and_token),
         cmocka_unit_test(attention_takes_two_products_forward_and_seven_backward),
+        cmocka_unit_test(latent_attention_has_products_of_two_sizes),
         cmocka_unit_test(gpt2_124m_on_an_h100_is_bound_above_55_percent),
         cmocka_unit_test(micro_batches_share_the_work_of_a_batch),
         cmocka_unit_test(the_total_is_the_sum_of_the_rows),

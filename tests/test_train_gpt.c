@@ -125,9 +125,10 @@ static void assert_same_step(Fixture *f, const char *a, const char *b, int step)
 
 static void a_resumed_run_equals_the_uninterrupted_one_bit_for_bit(void **state) {
     Fixture *f = *state;
-    static const char *const precisions[] = {"fp32", "bf16"};
-    for (int i = 0; i < 2; i++) {
-        expect(f, run(f, "name=whole precision=%s %s threads=2", precisions[i], tiny), 0, "8 steps");
+    static const char *const settings[] = {"precision=fp32", "precision=bf16", "precision=fp32 model.attention=mla",
+                                           "precision=bf16 model.attention=mla model.q_rank=0"};
+    for (int i = 0; i < 4; i++) {
+        expect(f, run(f, "name=whole %s %s threads=2", settings[i], tiny), 0, "8 steps");
         shell(f, "cp -r runs/whole runs/cut && rm -r runs/cut/checkpoints/step_00000008");
         expect(f, run(f, "--resume runs/cut"), 0, "8 steps");
         shell(f, "diff -r runs/whole/checkpoints/step_00000008 runs/cut/checkpoints/step_00000008");
@@ -326,6 +327,25 @@ static void a_damaged_checkpoint_is_passed_over(void **state) {
     expect(f, run(f, "--resume runs/a"), 2, "runs/a");
 }
 
+static void latent_attention_is_planned_evaluated_and_sampled(void **state) {
+    Fixture *f = *state;
+    expect(f, run(f, "--dry-run %s model.attention=mla optimizer.muon.per_head='[\"q_rope\"]'", tiny), 0,
+           "layers.0-1.q_rope per head");
+    static const char *const parts[] = {"layers.0-1.q_down", "layers.0-1.kv_down", "layers.0-1.k_rope",
+                                        "3 L H (D + E) T"};
+    for (int i = 0; i < 4; i++)
+        if (!strstr(f->output, parts[i])) fail_msg("the plan lacks %s:\n%s", parts[i], f->output);
+    expect(f, run(f, "--dry-run %s model.attention=mla device=cuda", tiny), 0, "sum_heads");
+    expect(f, run(f, "name=a %s model.attention=mla qk_clip.threshold=0.001", tiny), 0,
+           "2 heads (latent, ranks 8 and 8, sizes 8 + 4 and 8)");
+    expect(f, run(f, "eval runs/a"), 0, "bits a token");
+    expect(f, run(f, "sample runs/a --prompt '1, 2 31' --length 3"), 0, "1 2 31 ");
+    expect(f, run(f, "inspect runs/a/checkpoints/step_00000008"), 0, "kv_a_proj_with_mqa");
+    shell(f, "rm -r runs/a/checkpoints/step_00000008");
+    expect(f, run(f, "--resume runs/a model.kv_rank=4"), 2, "model.kv_rank");
+    expect(f, run(f, "--resume runs/a model.head_value=4"), 2, "model.head_value");
+}
+
 static void resume_refuses_another_model_or_other_data(void **state) {
     Fixture *f = *state;
     run(f, "name=a %s", tiny);
@@ -476,6 +496,7 @@ int main(void) {
         PROGRAM_TEST(a_full_disk_stops_the_run_which_then_resumes),
         PROGRAM_TEST(a_start_that_fails_leaves_no_run_folder),
         PROGRAM_TEST(a_damaged_checkpoint_is_passed_over),
+        PROGRAM_TEST(latent_attention_is_planned_evaluated_and_sampled),
         PROGRAM_TEST(resume_refuses_another_model_or_other_data),
         PROGRAM_TEST(a_run_starts_from_the_weights_of_another),
         PROGRAM_TEST(a_run_does_not_start_from_what_does_not_fit),

@@ -85,12 +85,14 @@ static void twenty_steps_in_fp32_agree_with_ref(void **state) {
     (void)state;
     check_agreement(&gpt2_like, "fp32", &fp32_agreement);
     check_agreement(&llama_like, "fp32", &fp32_agreement);
+    check_agreement(&mla_like, "fp32", &fp32_agreement);
 }
 
 static void twenty_steps_in_bf16_agree_with_ref(void **state) {
     (void)state;
     check_agreement(&gpt2_like, "bf16", &bf16_agreement);
     check_agreement(&llama_like, "bf16", &bf16_agreement);
+    check_agreement(&mla_like, "bf16", &bf16_agreement);
 }
 
 static void the_same_run_gives_the_same_bits(void **state) {
@@ -183,19 +185,19 @@ static void spectra_computed_while_the_device_goes_on_are_those_of_ref(void **st
 /* ---- checkpoints ------------------------------------------------------------------------------------------------- */
 
 /* Some steps on one backend, a checkpoint, and the same next steps there and, resumed from it, on the other. */
-static void move_run(const char *from, const char *to) {
+static void move_run(const ModelCase *model, const char *from, const char *to) {
     char folder[PATH_SIZE], runs_dir[PATH_SIZE + 16];
     Trainer first, second;
     StepReport a, b;
     int skipped = 0;
     test_folder(folder);
     snprintf(runs_dir, sizeof runs_dir, "runs_dir=%s", folder);
-    assert_ok(open_trainer(&first, &llama_like, (Setting){from, "fp32", {runs_dir}}));
+    assert_ok(open_trainer(&first, model, (Setting){from, "fp32", {runs_dir}}));
     assert_ok(trainer_create_run(&first));
     for (int step = 0; step < 3; step++) assert_ok(train_step(&first, &a, &skipped));
     assert_ok(trainer_save_checkpoint(&first));
 
-    assert_ok(open_trainer(&second, &llama_like, (Setting){to, "fp32", {runs_dir}}));
+    assert_ok(open_trainer(&second, model, (Setting){to, "fp32", {runs_dir}}));
     assert_ok(trainer_resume(&second, first.run_dir));
     assert_tensors_close("weights", &second.backend, second.gpt.params.master, &first.backend, first.gpt.params.master,
                          (Tolerance){0});
@@ -212,8 +214,10 @@ static void move_run(const char *from, const char *to) {
 
 static void a_checkpoint_of_one_backend_resumes_on_the_other(void **state) {
     (void)state;
-    move_run("cuda", "ref");
-    move_run("ref", "cuda");
+    move_run(&llama_like, "cuda", "ref");
+    move_run(&llama_like, "ref", "cuda");
+    move_run(&mla_like, "cuda", "ref");
+    move_run(&mla_like, "ref", "cuda");
 }
 
 /* ---- what goes wrong --------------------------------------------------------------------------------------------- */

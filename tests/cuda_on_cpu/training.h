@@ -12,7 +12,7 @@ int train_gpt_main(int argc, char **argv);
 #include "train_gpt.c"
 #undef main
 
-enum { OPTIONS_MAX = 24 };
+enum { OPTIONS_MAX = 32 };
 
 /* ---- runs -------------------------------------------------------------------------------------------------------- */
 
@@ -32,6 +32,11 @@ static const ModelCase gpt2_like = {"gpt2-like", {COMMON, "model.preset=gpt2", "
 static const ModelCase llama_like = {
     "llama-like, grouped queries",
     {COMMON, "model.preset=llama", "model.width=48", "model.heads=4", "model.kv_heads=2", "model.mlp_width=72"}};
+
+static const ModelCase mla_like = {"with latent attention",
+                                   {COMMON, "model.preset=llama", "model.width=40", "model.heads=3",
+                                    "model.attention=mla", "model.q_rank=21", "model.kv_rank=19", "model.head_nope=10",
+                                    "model.head_rope=6", "model.head_value=13", "model.mlp_width=72"}};
 
 typedef struct {
     const char *device, *precision;
