@@ -374,6 +374,8 @@ static OptimizerConfig config_of_golden(const GoldenCase *golden) {
     config.muon.scale = golden->scale;
     config.muon.orthogonalize = golden->orthogonalize;
     config.muon.schatten_p = golden->schatten_p;
+    if (golden->beta1 > 0) config.lion = (LionConfig){.beta1 = golden->beta1, .beta2 = golden->beta2};
+    if (golden->eps > 0) config.normuon = config.adamuon = (AdaptConfig){.beta2 = golden->beta2, .eps = golden->eps};
     if (golden->per_head) split_heads_of(&config, 1, (const char *const[]){"q"});
     return config;
 }

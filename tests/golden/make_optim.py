@@ -258,6 +258,11 @@ def options(start, gradients):
         yield f"{name}_decay_schedule", f"{which}, .decay_schedule = true", run(
             start, gradients, update(), decay_at=linear)
         yield f"{name}_mup", f"{which}, .mup_base_width = 2", run(start, gradients, update(), factor=factor)
+    # with the usual betas the sign is the gradient's in so few steps
+    yield "lion_slow", ".optimizer = OPTIMIZER_LION, .beta1 = .7, .beta2 = .4", run(start, gradients, lion(0.7, 0.4))
+    for name, optimizer, update in [("normuon", "NORMUON", normuon), ("adamuon", "ADAMUON", adamuon)]:
+        yield f"{name}_betas", f".optimizer = OPTIMIZER_{optimizer}, {nesterov}, .beta2 = .5, .eps = .1", run(
+            start, gradients, update(Momentum(), 0.5, 0.1))
     yield "normuon_ema", ".optimizer = OPTIMIZER_NORMUON, .form = MUON_MOMENTUM_EMA", run(
         start, gradients, normuon(Momentum("ema", False)))
     yield "adamuon_ema", ".optimizer = OPTIMIZER_ADAMUON, .form = MUON_MOMENTUM_EMA", run(
@@ -290,10 +295,10 @@ def main():
     print("/* clang-format off */\n#pragma once\n\n#include <stdbool.h>\n\n#include \"core/config.h\"\n#include \"core/params.h\"\n")
     print(f"enum {{ GOLDEN_STEPS = {STEPS} }};")
     print(f"static const double golden_lr = {LR}, golden_weight_decay = {DECAY};\n")
-    print("/* What is not named has the default of the member: muon, sum, no nesterov, scale rms, mu .95 (schedules from .85). */")
+    print("/* What is not named has the default of the member: muon, sum, no nesterov, scale rms, mu .95 (schedules from .85), usual betas. */")
     print("typedef struct {\n    const char *name;\n    int rows, columns;\n    const double *start, *gradients, *expected;")
     print("    OptimizerKind optimizer;\n    MuonMomentumForm form;\n    bool nesterov, cautious, no_decay, decay_schedule, per_head;")
-    print("    HeadAxis axis;\n    UpdateScale scale;\n    OrthogonalizeKind orthogonalize;\n    double schatten_p;")
+    print("    HeadAxis axis;\n    UpdateScale scale;\n    OrthogonalizeKind orthogonalize;\n    double schatten_p, beta1, beta2, eps;")
     print("    int64_t momentum_warmup, momentum_cooldown, mup_base_width;\n} GoldenCase;\n")
 
     cases = []

@@ -10,7 +10,7 @@
 enum { GOLDEN_STEPS = 3 };
 static const double golden_lr = 0.02, golden_weight_decay = 0.1;
 
-/* What is not named has the default of the member: muon, sum, no nesterov, scale rms, mu .95 (schedules from .85). */
+/* What is not named has the default of the member: muon, sum, no nesterov, scale rms, mu .95 (schedules from .85), usual betas. */
 typedef struct {
     const char *name;
     int rows, columns;
@@ -21,7 +21,7 @@ typedef struct {
     HeadAxis axis;
     UpdateScale scale;
     OrthogonalizeKind orthogonalize;
-    double schatten_p;
+    double schatten_p, beta1, beta2, eps;
     int64_t momentum_warmup, momentum_cooldown, mup_base_width;
 } GoldenCase;
 
@@ -224,6 +224,18 @@ static const double sgd_mup_3x8[] = {
     0.0235868359, 0.344625087, 0.209267696, 0.446474231, -0.731141366, -0.927572968, 0.248641608, -0.714742179,
     0.688675075, 0.472780452, -0.716790327, -0.74654454, -0.800785388, -0.365592008, -0.85099904, -0.859698306,
     -0.153590196, 1.01101929, -0.686365259, -0.115437449, -0.447118184, 0.805580014, 0.0764972177, 0.369182487};
+static const double lion_slow_3x8[] = {
+    -0.000271316604, 0.39631788, 0.214016229, 0.414295567, -0.707756362, -0.935051905, 0.239779622, -0.69796245,
+    0.730755838, 0.477960657, -0.727330845, -0.771832166, -0.764802211, -0.363755218, -0.836402857, -0.828606285,
+    -0.170280599, 0.977701918, -0.649311412, -0.149847825, -0.453580289, 0.793919844, 0.0645843629, 0.377051357};
+static const double normuon_betas_3x8[] = {
+    -0.0446523162, 0.337616592, 0.26493795, 0.367841555, -0.727229418, -0.881138213, 0.224347615, -0.650878925,
+    0.773803359, 0.495150304, -0.775282898, -0.718355984, -0.788979424, -0.346448285, -0.85655652, -0.814643605,
+    -0.153698207, 0.93215329, -0.603176288, -0.195676086, -0.435898225, 0.847929204, 0.0126742997, 0.360380252};
+static const double adamuon_betas_3x8[] = {
+    -0.0479469143, 0.33823948, 0.262142491, 0.366169306, -0.730655554, -0.876542929, 0.222646235, -0.649214698,
+    0.778418049, 0.494406231, -0.775106985, -0.724056026, -0.790891462, -0.34815861, -0.859121122, -0.812005676,
+    -0.148026558, 0.930770715, -0.60068183, -0.198477407, -0.438133335, 0.842098808, 0.00809362689, 0.355184555};
 static const double normuon_ema_3x8[] = {
     -0.0444339078, 0.337036488, 0.265561995, 0.368818137, -0.725558873, -0.881992367, 0.222198444, -0.654519038,
     0.773176062, 0.49461413, -0.772978383, -0.716157281, -0.787805873, -0.352145082, -0.852122604, -0.823983959,
@@ -475,6 +487,21 @@ static const double sgd_mup_7x4[] = {
     -0.470543887, -0.662634704, 0.0894866695, 0.00653593726, -0.259708839, 0.478261871, -0.297124549, -0.400899488,
     -0.90617324, -0.194305378, -0.735678351, -0.269235681, 0.0844690705, -0.750970096, -0.602551593, -0.759915129,
     -0.500919745, 0.727040233, 0.337784216, -0.0866925363};
+static const double lion_slow_7x4[] = {
+    0.27267761, -0.121845486, -0.225281326, 0.230282728, 0.411784377, 0.927872057, 0.592463924, 0.88514683,
+    -0.452428539, -0.670383377, 0.0678745448, -0.00264129664, -0.274998023, 0.427698822, -0.34671012, -0.396402081,
+    -0.874760827, -0.186886293, -0.761790742, -0.274668281, 0.0413063115, -0.749048717, -0.591748928, -0.71323373,
+    -0.495666254, 0.695643558, 0.320603762, -0.0981774908};
+static const double normuon_betas_7x4[] = {
+    0.222643387, -0.139598495, -0.264783096, 0.211580553, 0.429791778, 0.907467224, 0.548555005, 0.836456166,
+    -0.501102665, -0.687607373, 0.119641917, -0.017519623, -0.318787932, 0.449632682, -0.321044691, -0.379706519,
+    -0.930122128, -0.234868434, -0.709359326, -0.290959759, 0.0641445842, -0.729891097, -0.642921378, -0.670301206,
+    -0.444431378, 0.748438663, 0.310125178, -0.113858935};
+static const double adamuon_betas_7x4[] = {
+    0.223104416, -0.138941568, -0.274977287, 0.216434107, 0.426740198, 0.91247913, 0.545629818, 0.836379041,
+    -0.498496882, -0.689364943, 0.117521054, -0.0192246048, -0.323730755, 0.451580186, -0.317740706, -0.381012525,
+    -0.930921107, -0.242477331, -0.705537099, -0.29102393, 0.0663510461, -0.732627164, -0.640757635, -0.665368297,
+    -0.446951849, 0.752589745, 0.307279765, -0.11445871};
 static const double normuon_ema_7x4[] = {
     0.224182755, -0.138075731, -0.265167936, 0.215413939, 0.425368542, 0.908276461, 0.550156979, 0.835674226,
     -0.498351577, -0.689011543, 0.11865314, -0.0183256964, -0.318683228, 0.448612825, -0.323922134, -0.383716052,
@@ -618,6 +645,9 @@ static const GoldenCase golden_cases[] = {
     {"sgd_cautious", 3, 8, start_3x8, gradients_3x8, sgd_cautious_3x8, .optimizer = OPTIMIZER_SGD, .nesterov = true, .cautious = true},
     {"sgd_decay_schedule", 3, 8, start_3x8, gradients_3x8, sgd_decay_schedule_3x8, .optimizer = OPTIMIZER_SGD, .nesterov = true, .decay_schedule = true},
     {"sgd_mup", 3, 8, start_3x8, gradients_3x8, sgd_mup_3x8, .optimizer = OPTIMIZER_SGD, .nesterov = true, .mup_base_width = 2},
+    {"lion_slow", 3, 8, start_3x8, gradients_3x8, lion_slow_3x8, .optimizer = OPTIMIZER_LION, .beta1 = .7, .beta2 = .4},
+    {"normuon_betas", 3, 8, start_3x8, gradients_3x8, normuon_betas_3x8, .optimizer = OPTIMIZER_NORMUON, .nesterov = true, .beta2 = .5, .eps = .1},
+    {"adamuon_betas", 3, 8, start_3x8, gradients_3x8, adamuon_betas_3x8, .optimizer = OPTIMIZER_ADAMUON, .nesterov = true, .beta2 = .5, .eps = .1},
     {"normuon_ema", 3, 8, start_3x8, gradients_3x8, normuon_ema_3x8, .optimizer = OPTIMIZER_NORMUON, .form = MUON_MOMENTUM_EMA},
     {"adamuon_ema", 3, 8, start_3x8, gradients_3x8, adamuon_ema_3x8, .optimizer = OPTIMIZER_ADAMUON, .form = MUON_MOMENTUM_EMA},
     {"sgd_ema", 3, 8, start_3x8, gradients_3x8, sgd_ema_3x8, .optimizer = OPTIMIZER_SGD, .form = MUON_MOMENTUM_EMA, .nesterov = true},
@@ -664,6 +694,9 @@ static const GoldenCase golden_cases[] = {
     {"sgd_cautious", 7, 4, start_7x4, gradients_7x4, sgd_cautious_7x4, .optimizer = OPTIMIZER_SGD, .nesterov = true, .cautious = true},
     {"sgd_decay_schedule", 7, 4, start_7x4, gradients_7x4, sgd_decay_schedule_7x4, .optimizer = OPTIMIZER_SGD, .nesterov = true, .decay_schedule = true},
     {"sgd_mup", 7, 4, start_7x4, gradients_7x4, sgd_mup_7x4, .optimizer = OPTIMIZER_SGD, .nesterov = true, .mup_base_width = 2},
+    {"lion_slow", 7, 4, start_7x4, gradients_7x4, lion_slow_7x4, .optimizer = OPTIMIZER_LION, .beta1 = .7, .beta2 = .4},
+    {"normuon_betas", 7, 4, start_7x4, gradients_7x4, normuon_betas_7x4, .optimizer = OPTIMIZER_NORMUON, .nesterov = true, .beta2 = .5, .eps = .1},
+    {"adamuon_betas", 7, 4, start_7x4, gradients_7x4, adamuon_betas_7x4, .optimizer = OPTIMIZER_ADAMUON, .nesterov = true, .beta2 = .5, .eps = .1},
     {"normuon_ema", 7, 4, start_7x4, gradients_7x4, normuon_ema_7x4, .optimizer = OPTIMIZER_NORMUON, .form = MUON_MOMENTUM_EMA},
     {"adamuon_ema", 7, 4, start_7x4, gradients_7x4, adamuon_ema_7x4, .optimizer = OPTIMIZER_ADAMUON, .form = MUON_MOMENTUM_EMA},
     {"sgd_ema", 7, 4, start_7x4, gradients_7x4, sgd_ema_7x4, .optimizer = OPTIMIZER_SGD, .form = MUON_MOMENTUM_EMA, .nesterov = true},
