@@ -26,7 +26,7 @@ static float *random_matrix(int64_t rows, int64_t columns, uint64_t seed) {
 
 static Spectrum spectrum_of(const float *matrix, int64_t rows, int64_t columns) {
     double *sigma = singular_values(matrix, rows, columns);
-    Spectrum spectrum = spectrum_from_values(sigma, rows < columns ? rows : columns);
+    Spectrum spectrum = spectrum_from_values(sigma, rows < columns ? rows : columns, rows < columns ? columns : rows);
     free(sigma);
     return spectrum;
 }
