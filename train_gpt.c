@@ -54,7 +54,8 @@ static Status update_weights(Trainer *t, StepReport *r) {
     UpdateObserver *observer = measure_sees_updates(t) ? measure_update : NULL;
 
     trainer_start_optimizer(t);
-    optimizer_step(&t->optimizer, ++t->updates, r->lr, trainer_grad_scale(t, r->grad_norm), observer, t);
+    const StepNumbers numbers = trainer_next_update(t, r->lr, r->grad_norm);
+    optimizer_step(&t->optimizer, &numbers, observer, t);
     if (t->config.qk_clip.enabled)
         r->clip_count =
             qk_clip_apply(&t->backend, &t->gpt.params, &t->config.qk_clip, t->gpt.K, t->max_logit, t->clips);

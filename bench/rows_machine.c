@@ -181,7 +181,7 @@ static Status measure_adamw(Bench *b, Triad *triad, Samples *bandwidth, const ch
     if (FAILED(status, arena_allocate(&arena, &be))) goto done;
     const AdamwBuffers a = layout_adamw(&arena, be.compute_dtype);
     if (FAILED(status, bench_fill_random(&be, a.g, 0.01f))) goto done;
-    const AdamwStep step = {1e-3f, 0.9f, 0.95f, 1e-8f, 0.1f, 0.1f, 0.05f, 1.0f};
+    const AdamwStep step = {1e-3f, 0.9f, 0.95f, 1e-8f, 0.1f, 0.1f, 0.05f, 1.0f, false};
     const double bytes = (double)tensor_numel(a.w) * (28.0 + (tensor_present(a.copy) ? 2.0 : 0.0));
 
     op_adamw(&be, a.w, a.copy, a.m, a.v, a.g, step);

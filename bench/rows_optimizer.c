@@ -30,10 +30,11 @@ static Status time_adamw(Session *s, double *seconds) {
     config.matrices = OPTIMIZER_ADAMW;
     if (FAILED(status, optimizer_plan(&adamw, &t->gpt.params, &config, &t->backend))) return status;
     if (FAILED(status, optimizer_allocate(&adamw))) goto done;
-    optimizer_step(&adamw, 1, 1e-6, 1, NULL, NULL); /* touches its memory for the first time */
+    StepNumbers numbers = {.update = 1, .step = 1, .lr = 1e-6, .grad_scale = 1};
+    optimizer_step(&adamw, &numbers, NULL, NULL); /* touches its memory for the first time */
     backend_sync(&t->backend);
     const double start = clock_seconds();
-    for (int step = 0; step < STEPS; step++) optimizer_step(&adamw, step + 2, 1e-6, 1, NULL, NULL);
+    for (numbers.update = 2; numbers.update < 2 + STEPS; numbers.update++) optimizer_step(&adamw, &numbers, NULL, NULL);
     status = backend_sync(&t->backend);
     *seconds = (clock_seconds() - start) / STEPS;
 done:

@@ -68,7 +68,8 @@ static Status time_spectra(Session *s, double *seconds) {
     measure_cancel(t);
     t->measurements.due[MEASURE_SPECTRUM] = true;
     t->measurements.seconds = 0;
-    optimizer_step(&t->optimizer, ++t->updates, 1e-6, 1, measure_update, t);
+    const StepNumbers numbers = trainer_next_update(t, 1e-6, 0);
+    optimizer_step(&t->optimizer, &numbers, measure_update, t);
     measure_end(t);
     *seconds = t->measurements.seconds;
     spectrum_probe_begin(t->measurements.spectrum);

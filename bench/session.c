@@ -100,7 +100,8 @@ Status session_step(Session *s, StepSeconds *seconds) {
     seconds->rest += lap(s, &mark);
     t->step++;
     trainer_start_optimizer(t);
-    optimizer_step(&t->optimizer, ++t->updates, trainer_lr(t, t->step), trainer_grad_scale(t, r.grad_norm), NULL, NULL);
+    const StepNumbers numbers = trainer_next_update(t, trainer_lr(t, t->step), r.grad_norm);
+    optimizer_step(&t->optimizer, &numbers, NULL, NULL);
     if (t->config.qk_clip.enabled)
         qk_clip_apply(&t->backend, &t->gpt.params, &t->config.qk_clip, t->gpt.K, t->max_logit, t->clips);
     trainer_stop_optimizer(t, &r);

@@ -52,6 +52,7 @@ typedef struct Backend Backend;
     X(SUM_SQUARES, sum_squares)                                                                                        \
     X(ADAMW, adamw)                                                                                                    \
     X(MOMENTUM, momentum)                                                                                              \
+    X(ADAPT, adapt)                                                                                                    \
     X(NORMALIZE, normalize)                                                                                            \
     X(APPLY_UPDATE, apply_update)
 
@@ -86,16 +87,28 @@ typedef struct {
     float correction1; /* 1 - beta1^t */
     float correction2; /* 1 - beta2^t */
     float grad_scale;  /* global-norm clipping factor */
+    bool cautious;     /* decay as in UpdateStep */
 } AdamwStep;
 
-typedef enum { MOMENTUM_SUM, MOMENTUM_EMA } MomentumForm;
-
+/* m' = keep m + add g',  u = old m + fresh g'  with the old m: every momentum is a choice of the four. */
 typedef struct {
-    MomentumForm form;
-    float mu;
-    bool nesterov;
-    float grad_scale;
+    float keep, add;
+    float old, fresh;
+    bool sign;        /* u becomes its sign: -1, 0 or 1 */
+    float grad_scale; /* g' = grad_scale g */
 } MomentumStep;
+
+/* Second moments of an update, after it has been orthogonalized. */
+typedef struct {
+    float beta2, eps;
+} AdaptStep;
+
+/* Cautious weight decay (Chen et al. 2025) decays only where update and weight have one sign, or one of them is 0. */
+typedef struct {
+    float keep; /* 1 - lr decay */
+    float step;
+    bool cautious;
+} UpdateStep;
 
 /* The largest sizes that ops will be called with: what backend_reserve sizes the scratch memory by. */
 typedef struct {
@@ -143,8 +156,9 @@ typedef struct {
     void (*sum_squares)(Backend *, Tensor total, Tensor x);
     void (*adamw)(Backend *, Tensor w, Tensor w_copy, Tensor m, Tensor v, Tensor g, AdamwStep);
     void (*momentum)(Backend *, Tensor u, Tensor m, Tensor g, MomentumStep);
+    void (*adapt)(Backend *, Tensor out, Tensor v, Tensor x, AdaptStep);
     void (*normalize)(Backend *, Tensor out, Tensor x, float eps);
-    void (*apply_update)(Backend *, Tensor w, Tensor w_copy, Tensor update, float keep, float step);
+    void (*apply_update)(Backend *, Tensor w, Tensor w_copy, Tensor update, UpdateStep);
 
     /* Memory: zeroed, 64-byte aligned; NULL if there is none. */
     void *(*alloc)(Backend *, int64_t bytes);

@@ -476,18 +476,39 @@ static Status check_model(const Reader *r) {
 
 static Status check_training(const Reader *r) {
     const TrainConfig *t = &r->config->train;
-    long long warmup = r->config->optimizer.schedule.warmup;
     if (t->batch % t->micro_batch) {
         return refuse_pair(r, "train.batch", "train.micro_batch",
                            "train.batch (%lld) is not divisible by train.micro_batch (%lld)", (long long)t->batch,
                            (long long)t->micro_batch);
     }
-    if (warmup > t->steps) {
-        return refuse_pair(r, "optimizer.schedule.warmup", "train.steps",
-                           "optimizer.schedule.warmup (%lld) is longer than train.steps (%lld)", warmup,
-                           (long long)t->steps);
-    }
     return status_ok();
+}
+
+static Status check_warmup(const Reader *r, const char *path, int64_t warmup) {
+    const int64_t steps = r->config->train.steps;
+    if (warmup <= steps) return status_ok();
+    return refuse_pair(r, path, "train.steps", "%s (%lld) is longer than train.steps (%lld)", path, (long long)warmup,
+                       (long long)steps);
+}
+
+static Status check_optimizer(const Reader *r) {
+    const OptimizerConfig *o = &r->config->optimizer;
+    const int64_t warmup = o->muon.momentum_warmup, cooldown = o->muon.momentum_cooldown;
+    Status status;
+    if (FAILED(status, check_warmup(r, "optimizer.schedule.warmup", o->schedule.warmup))) return status;
+    if (FAILED(status, check_warmup(r, "optimizer.decay_schedule.warmup", o->decay_schedule.warmup))) return status;
+    if (warmup + cooldown > r->config->train.steps) {
+        return refuse_pair(r, "optimizer.muon.momentum_warmup", "optimizer.muon.momentum_cooldown",
+                           "optimizer.muon.momentum_warmup (%lld) and momentum_cooldown (%lld) are longer than "
+                           "train.steps (%lld)",
+                           (long long)warmup, (long long)cooldown, (long long)r->config->train.steps);
+    }
+    if (o->mup_base_width > 0 && o->muon.per_head_count > 0) {
+        return refuse_pair(r, "optimizer.mup_base_width", "optimizer.muon.per_head",
+                           "optimizer.mup_base_width does not go with optimizer.muon.per_head: its rules are for "
+                           "matrices that grow on both sides, and heads do not; turn one off");
+    }
+    return status;
 }
 
 Status config_load(Config *config, const char *path, int override_count, char **overrides) {
@@ -506,6 +527,7 @@ Status config_load(Config *config, const char *path, int override_count, char **
     if (FAILED(status, check_name(&r))) return status;
     if (FAILED(status, check_model(&r))) return status;
     if (FAILED(status, check_training(&r))) return status;
+    if (FAILED(status, check_optimizer(&r))) return status;
     *config = fresh;
     return status;
 }

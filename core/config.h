@@ -21,10 +21,18 @@ typedef enum { NORM_LAYERNORM, NORM_RMSNORM } NormKind;
 typedef enum { POSITION_LEARNED, POSITION_ROPE } PositionKind;
 typedef enum { MLP_GELU, MLP_SWIGLU } MlpKind;
 typedef enum { ON_NONFINITE_SKIP, ON_NONFINITE_STOP } OnNonfinite;
-typedef enum { OPTIMIZER_MUON, OPTIMIZER_ADAMW } OptimizerKind;
+typedef enum {
+    OPTIMIZER_MUON,
+    OPTIMIZER_ADAMW,
+    OPTIMIZER_NORMUON,
+    OPTIMIZER_ADAMUON,
+    OPTIMIZER_SGD,
+    OPTIMIZER_LION,
+    OPTIMIZER_COUNT
+} OptimizerKind;
 typedef enum { SCHEDULE_CONSTANT, SCHEDULE_LINEAR, SCHEDULE_COSINE, SCHEDULE_WSD } ScheduleKind;
 typedef enum { MUON_MOMENTUM_SUM, MUON_MOMENTUM_EMA } MuonMomentumForm;
-typedef enum { ORTHOGONALIZE_NEWTON_SCHULZ, ORTHOGONALIZE_SVD } OrthogonalizeKind;
+typedef enum { ORTHOGONALIZE_NEWTON_SCHULZ, ORTHOGONALIZE_SVD, ORTHOGONALIZE_SCHATTEN } OrthogonalizeKind;
 typedef enum { SCALE_RMS, SCALE_ORIGINAL, SCALE_SPECTRAL, SCALE_NONE } UpdateScale;
 typedef enum { GPU_A100, GPU_H100, GPU_H200, GPU_4090, GPU_B200, GPU_COUNT } GpuKind;
 
@@ -70,11 +78,15 @@ typedef struct {
     double triples[COEFFICIENTS_MAX][3];
 } CoefficientsConfig;
 
+/* The momentum is NorMuon's, AdaMuon's and SGD's too. */
 typedef struct {
     double momentum;
+    double momentum_start;                      /* where the warmup begins and the cooldown ends */
+    int64_t momentum_warmup, momentum_cooldown; /* steps; 0: none */
     MuonMomentumForm momentum_form;
     bool nesterov;
     OrthogonalizeKind orthogonalize;
+    double schatten_p;
     CoefficientsConfig coefficients;
     int64_t iterations; /* of a set with one triple; a per-iteration table has its own length */
     UpdateScale scale;
@@ -89,6 +101,14 @@ typedef struct {
 } AdamwConfig;
 
 typedef struct {
+    double beta2, eps; /* of the second moment of the orthogonalized update */
+} AdaptConfig;
+
+typedef struct {
+    double beta1, beta2;
+} LionConfig;
+
+typedef struct {
     char pattern[NAME_SIZE]; /* shell pattern on block names: "embed", "layers.0.*", "layers.*.q" */
     OptimizerKind optimizer;
 } RouteOverride;
@@ -96,9 +116,14 @@ typedef struct {
 typedef struct {
     OptimizerKind matrices;
     double lr, weight_decay;
-    ScheduleConfig schedule;
+    bool cautious_decay;
+    int64_t mup_base_width;  /* 0: off */
+    ScheduleConfig schedule; /* of lr */
+    ScheduleConfig decay_schedule;
     MuonConfig muon;
     AdamwConfig adamw;
+    AdaptConfig normuon, adamuon;
+    LionConfig lion;
     int override_count; /* optimizer.overrides: {"pattern": "adamw", ...}; the last that matches wins */
     RouteOverride overrides[LIST_MAX];
 } OptimizerConfig;

@@ -28,10 +28,10 @@ static Choices norms = {"layernorm", "rmsnorm", NULL};
 static Choices positions = {"learned", "rope", NULL};
 static Choices mlps = {"gelu", "swiglu", NULL};
 static Choices on_nonfinites = {"skip", "stop", NULL};
-static Choices optimizers = {"muon", "adamw", NULL};
+static Choices optimizers = {"muon", "adamw", "normuon", "adamuon", "sgd", "lion", NULL};
 static Choices schedules = {"constant", "linear", "cosine", "wsd", NULL};
 static Choices momentum_forms = {"sum", "ema", NULL};
-static Choices orthogonalizers = {"newton-schulz", "svd", NULL};
+static Choices orthogonalizers = {"newton-schulz", "svd", "schatten", NULL};
 static Choices coefficient_sets = {"muon",          "su",   "taylor",      "cubic", "you-5", "su-5",
                                    "polar-express", "cans", "deepseek-v4", NULL};
 static Choices update_scales = {"rms", "original", "spectral", "none", NULL};
@@ -46,8 +46,14 @@ const Section config_sections[] = {
     {"train", "The step loop."},
     {"optimizer", "Hidden matrices go to optimizer.matrices; embeddings, head, norms and biases to AdamW."},
     {"optimizer.schedule", "The learning rate over the steps, as a factor of lr."},
-    {"optimizer.muon", "Muon: momentum, orthogonalized."},
+    {"optimizer.decay_schedule", "The weight decay over the steps, as a factor of weight_decay."},
+    {"optimizer.muon", "Muon: momentum, orthogonalized. Its momentum is that of normuon, adamuon and sgd, too; its "
+                       "orthogonalization, per_head and rms that of normuon and adamuon."},
     {"optimizer.adamw", "AdamW, decoupled decay."},
+    {"optimizer.normuon", "NorMuon: Muon with a second moment of each row of the update, scaled to muon.rms."},
+    {"optimizer.adamuon", "AdaMuon: the sign of the momentum orthogonalized, with a second moment of each element, "
+                          "scaled to muon.rms."},
+    {"optimizer.lion", "Lion: the sign of a momentum. It wants a learning rate 3 to 10 times below AdamW's."},
     {"qk_clip", "QK-Clip scales W_q and W_k of heads whose largest attention logit exceeds a threshold."},
     {"probe", "Read-only measurements in metrics.jsonl."},
     {"checkpoint", "What a run can resume from."},
@@ -115,6 +121,10 @@ const Option config_options[] = {
     {REAL(optimizer.lr), .initial = "0.002", .maximum = 100, .help = "Peak learning rate."},
     {REAL(optimizer.weight_decay), .initial = "0.1", .maximum = 100,
      .help = "Decoupled decay of matrices and embeddings: W loses lr * weight_decay of itself per step."},
+    {FLAG(optimizer.cautious_decay), .initial = "false",
+     .help = "Decay only weights that the update moves towards 0: of one sign with it."},
+    {WHOLE(optimizer.mup_base_width), .initial = "0", .maximum = 65536, .unit = "channels",
+     .help = "muP: scale rates and initial weights so that what was tuned at this width holds at model.width; 0: off."},
     {.type = OPTION_OVERRIDES,
      PLACE(optimizer.overrides),
      COUNT(optimizer.override_count),
@@ -131,20 +141,37 @@ const Option config_options[] = {
     {REAL(optimizer.schedule.final), .initial = "0.0", .maximum = 1, .unit = "fraction of lr",
      .help = "Learning rate at the end."},
 
+    {CHOICE(optimizer.decay_schedule.kind), .initial = "constant", .choices = schedules,
+     .help = "Shape after the warmup; wsd: constant, then a linear cooldown."},
+    {WHOLE(optimizer.decay_schedule.warmup), .initial = "0", .maximum = 1e9, .unit = "steps",
+     .help = "Linear rise from 0."},
+    {REAL(optimizer.decay_schedule.cooldown), .initial = "0.2", .maximum = 1, .unit = "fraction of steps",
+     .help = "wsd: the part at the end over which it falls."},
+    {REAL(optimizer.decay_schedule.final), .initial = "0.0", .maximum = 1, .unit = "fraction of weight_decay",
+     .help = "Weight decay at the end; not of constant."},
+
     {REAL(optimizer.muon.momentum), .initial = "0.95", .maximum = 0.999999, .help = "mu, the decay of the momentum M."},
+    {REAL(optimizer.muon.momentum_start), .initial = "0.85", .maximum = 0.999999,
+     .help = "Where mu begins under momentum_warmup, and ends under momentum_cooldown."},
+    {WHOLE(optimizer.muon.momentum_warmup), .initial = "0", .maximum = 1e9, .unit = "steps",
+     .help = "Over which mu rises linearly from momentum_start; 0: none."},
+    {WHOLE(optimizer.muon.momentum_cooldown), .initial = "0", .maximum = 1e9, .unit = "steps",
+     .help = "At the end, over which mu goes back to momentum_start; 0: none."},
     {CHOICE(optimizer.muon.momentum_form), .initial = "sum", .choices = momentum_forms,
      .help = "sum: M = mu M + G; ema: M = mu M + (1 - mu) G."},
     {FLAG(optimizer.muon.nesterov), .initial = "true", .help = "The update looks one gradient ahead."},
     {CHOICE(optimizer.muon.orthogonalize), .initial = "newton-schulz", .choices = orthogonalizers,
-     .help = "How msign(U) is computed; svd is exact and slow."},
+     .help = "How msign(U) is computed; svd is exact and slow; schatten is steepest descent in another norm, by SVD."},
+    {REAL(optimizer.muon.schatten_p), .initial = "4", .minimum = 2, .maximum = 1e6,
+     .help = "schatten: the p of the norm. 2 is the gradient, normalised; the larger, the nearer to msign(U)."},
     {COEFFICIENTS(optimizer.muon.coefficients), .initial = "muon", .choices = coefficient_sets, .minimum = -1e6,
      .maximum = 1e6, .help = "Newton-Schulz polynomial: a named set, or [[a, b, c], ...], one triple per iteration."},
     {WHOLE(optimizer.muon.iterations), .initial = "5", .minimum = 1, .maximum = 100,
      .help = "Of a set with one triple; the others have their own number."},
     {CHOICE(optimizer.muon.scale), .initial = "rms", .choices = update_scales,
-     .help = "Of the (n, m) update. rms: rms * sqrt(max(n, m)); original: sqrt(max(1, n/m)); spectral: sqrt(n/m)."},
+     .help = "Of muon's (n, m) update. rms: rms * sqrt(max(n, m)); original: sqrt(max(1, n/m)); spectral: sqrt(n/m)."},
     {REAL(optimizer.muon.rms), .initial = "0.2", .maximum = 100,
-     .help = "Root mean square of an update's elements, in units of lr, under scale rms."},
+     .help = "Root mean square of an update's elements, in units of lr: under scale rms, and of normuon and adamuon."},
     {LIST(optimizer.muon.per_head), .initial = "[]", .choices = head_blocks,
      .help = "Blocks that are orthogonalized head by head."},
 
@@ -152,6 +179,16 @@ const Option config_options[] = {
     {REAL(optimizer.adamw.beta1), .initial = "0.9", .maximum = 0.999999, .help = "Decay of the first moment."},
     {REAL(optimizer.adamw.beta2), .initial = "0.95", .maximum = 0.999999, .help = "Decay of the second moment."},
     {REAL(optimizer.adamw.eps), .initial = "1e-8", .minimum = 1e-30, .maximum = 1, .help = "Added to the root."},
+
+    {REAL(optimizer.normuon.beta2), .initial = "0.95", .maximum = 0.999999, .help = "Decay of the second moment."},
+    {REAL(optimizer.normuon.eps), .initial = "1e-10", .minimum = 1e-30, .maximum = 1, .help = "Added to the root."},
+
+    {REAL(optimizer.adamuon.beta2), .initial = "0.95", .maximum = 0.999999, .help = "Decay of the second moment."},
+    {REAL(optimizer.adamuon.eps), .initial = "1e-8", .minimum = 1e-30, .maximum = 1, .help = "Added to the root."},
+
+    {REAL(optimizer.lion.beta1), .initial = "0.9", .maximum = 0.999999,
+     .help = "Weight of the old momentum in the update, the sign of beta1 M + (1 - beta1) G."},
+    {REAL(optimizer.lion.beta2), .initial = "0.99", .maximum = 0.999999, .help = "Decay of the momentum M."},
 
     {FLAG(qk_clip.enabled), .initial = "true", .help = "Clip after each step; not set, it is off under model.qk_norm."},
     {REAL(qk_clip.threshold), .initial = "100.0", .minimum = 1e-3, .maximum = 1e9, .help = "tau, the largest logit."},

@@ -46,7 +46,7 @@ extern const int config_option_count;
 extern const Section config_sections[];
 extern const int config_section_count;
 
-enum { OPTION_MAX = 96 }; /* bound of config_option_count, for arrays beside the table */
+enum { OPTION_MAX = 160 }; /* bound of config_option_count, for arrays beside the table */
 
 /* Rows by path; NULL: there is none. */
 const Option *option_find(const char *path);

@@ -438,14 +438,20 @@ static void count_momentum(Backend *be, Tensor u, Tensor m, Tensor g, MomentumSt
     count_traffic(be, OP_MOMENTUM, 2 * bytes(m) + bytes(g) + bytes(u), 1);
 }
 
+/* A warp sums a row, and finds it in cache for the second pass. */
+static void count_adapt(Backend *be, Tensor out, Tensor v, Tensor x, AdaptStep s) {
+    (void)s;
+    count_traffic(be, OP_ADAPT, bytes(x) + bytes(out) + 2 * bytes(v), 1);
+}
+
 /* A pass for the norm, in partial sums that a second kernel adds up; one that divides. */
 static void count_normalize(Backend *be, Tensor out, Tensor x, float eps) {
     (void)eps;
     count_traffic(be, OP_NORMALIZE, 2 * bytes(x) + bytes(out), 3);
 }
 
-static void count_apply_update(Backend *be, Tensor w, Tensor w_copy, Tensor update, float keep, float step) {
-    (void)keep, (void)step;
+static void count_apply_update(Backend *be, Tensor w, Tensor w_copy, Tensor update, UpdateStep s) {
+    (void)s;
     count_traffic(be, OP_APPLY_UPDATE, 2 * bytes(w) + bytes(w_copy) + bytes(update), 1);
 }
 

@@ -596,6 +596,17 @@ void op_momentum(Backend *be, Tensor u, Tensor m, Tensor g, MomentumStep s) {
     op_end(&c);
 }
 
+void op_adapt(Backend *be, Tensor out, Tensor v, Tensor x, AdaptStep s) {
+    OpCall c = op_begin(be, OP_ADAPT);
+    op_arg(&c, "out", out, REAL | STRIDED | OUTPUT, "*nm");
+    op_arg(&c, "v", v, F32 | STRIDED | OUTPUT, "*nk");
+    op_arg(&c, "x", x, REAL | STRIDED, "*nm");
+    require(&c, size_of(&c, 'k') == 1 || size_of(&c, 'k') == size_of(&c, 'm'), "v", v, "its rows have x's length or 1");
+    if (!op_start(&c)) return;
+    be->ops.adapt(be, out, v, x, s);
+    op_end(&c);
+}
+
 void op_normalize(Backend *be, Tensor out, Tensor x, float eps) {
     OpCall c = op_begin(be, OP_NORMALIZE);
     op_arg(&c, "out", out, REAL | STRIDED | OUTPUT, "*nm");
@@ -605,12 +616,12 @@ void op_normalize(Backend *be, Tensor out, Tensor x, float eps) {
     op_end(&c);
 }
 
-void op_apply_update(Backend *be, Tensor w, Tensor w_copy, Tensor update, float keep, float step) {
+void op_apply_update(Backend *be, Tensor w, Tensor w_copy, Tensor update, UpdateStep s) {
     OpCall c = op_begin(be, OP_APPLY_UPDATE);
     op_arg(&c, "w", w, F32 | STRIDED | OUTPUT, "*");
     op_arg(&c, "w_copy", w_copy, REAL | STRIDED | OPTIONAL | OUTPUT, "*");
     op_arg(&c, "update", update, REAL | STRIDED, "*");
     if (!op_start(&c)) return;
-    be->ops.apply_update(be, w, w_copy, update, keep, step);
+    be->ops.apply_update(be, w, w_copy, update, s);
     op_end(&c);
 }

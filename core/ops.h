@@ -150,17 +150,22 @@ void op_sum_squares(Backend *be, Tensor total, Tensor x);
 
 /* g' = grad_scale g;  m = beta1 m + (1-beta1) g';  v = beta2 v + (1-beta2) g'²;
  * w = (1 - lr decay) w - lr (m/correction1) / (sqrt(v/correction2) + eps);  w_copy = w (rounded).
+ * cautious: decay as in op_apply_update.
  * w, m, v, g f32, [w_copy] f32 or bf16: same shape, all strided. */
 void op_adamw(Backend *be, Tensor w, Tensor w_copy, Tensor m, Tensor v, Tensor g, AdamwStep s);
 
-/* With g' = grad_scale g:   sum: m = mu m + g',          u = g' + mu m         (nesterov)  or  u = m
- *                           ema: m = mu m + (1-mu) g',   u = (1-mu) g' + mu m  (nesterov)  or  u = m
+/* With g' = grad_scale g and the old m:   u = old m + fresh g';  m = keep m + add g';  sign: u = sign(u), 0 for 0.
  * u f32 or bf16, m and g f32: same shape, all strided. */
 void op_momentum(Backend *be, Tensor u, Tensor m, Tensor g, MomentumStep s);
+
+/* v = beta2 v + (1-beta2) mean x²;  out = x / (sqrt(v) + eps).
+ * v (..,n,1): the mean is over a row of x (NorMuon, Li et al. 2025);  v (..,n,m): x² itself (AdaMuon, Si et al. 2025).
+ * x, out (..,n,m) f32 or bf16, v f32, strided; out may be x. */
+void op_adapt(Backend *be, Tensor out, Tensor v, Tensor x, AdaptStep s);
 
 /* For each matrix of the batch: out = x / (‖x‖_F + eps).   x, out (..,n,m), f32 or bf16, strided; out may be x. */
 void op_normalize(Backend *be, Tensor out, Tensor x, float eps);
 
-/* w = keep w - step update;  w_copy = w (rounded).   w f32, [w_copy] and update f32 or bf16: same shape, all strided.
- */
-void op_apply_update(Backend *be, Tensor w, Tensor w_copy, Tensor update, float keep, float step);
+/* w = keep w - step update;  w_copy = w (rounded).   cautious: w = w - step update where update w < 0 for the old w.
+ * w f32, [w_copy] and update f32 or bf16: same shape, all strided. */
+void op_apply_update(Backend *be, Tensor w, Tensor w_copy, Tensor update, UpdateStep s);

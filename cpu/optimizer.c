@@ -7,7 +7,15 @@
 
 /* ---- adamw ------------------------------------------------------------------------------------------------------ */
 
-INLINE void adamw_row(DType t, float *w, void *w_copy, float *m, float *v, const float *g, int64_t n, AdamwStep s) {
+/* Constant where it is called, so that the loop is compiled once for each. */
+typedef enum { DECAY_ALL, DECAY_CAUTIOUS } Decay;
+
+INLINE float kept(Decay decay, float keep, float w, float update) {
+    return decay == DECAY_CAUTIOUS && !(update * w >= 0) ? 1.0f : keep;
+}
+
+INLINE void adamw_row(Decay decay, DType t, float *w, void *w_copy, float *m, float *v, const float *g, int64_t n,
+                      AdamwStep s) {
     float keep = 1.0f - s.lr * s.decay;
     float rate = s.lr / s.correction1, root = 1.0f / sqrtf(s.correction2);
 #pragma omp simd
@@ -15,9 +23,16 @@ INLINE void adamw_row(DType t, float *w, void *w_copy, float *m, float *v, const
         float gradient = s.grad_scale * g[i];
         m[i] = mul_add(s.beta1, m[i], (1.0f - s.beta1) * gradient);
         v[i] = mul_add(s.beta2, v[i], (1.0f - s.beta2) * gradient * gradient);
-        w[i] = keep * w[i] - rate * m[i] / mul_add(sqrtf(v[i]), root, s.eps);
+        w[i] = kept(decay, keep, w[i], m[i]) * w[i] - rate * m[i] / mul_add(sqrtf(v[i]), root, s.eps);
         store(t, w_copy, i, w[i]);
     }
+}
+
+INLINE void adamw_row_to(DType t, float *w, void *w_copy, float *m, float *v, const float *g, int64_t n, AdamwStep s) {
+    if (s.cautious)
+        adamw_row(DECAY_CAUTIOUS, t, w, w_copy, m, v, g, n, s);
+    else
+        adamw_row(DECAY_ALL, t, w, w_copy, m, v, g, n, s);
 }
 
 static void adamw(Backend *be, Tensor w, Tensor w_copy, Tensor m, Tensor v, Tensor g, AdamwStep s) {
@@ -27,45 +42,116 @@ static void adamw(Backend *be, Tensor w, Tensor w_copy, Tensor m, Tensor v, Tens
 #pragma omp parallel for schedule(static) if (sweep.chunks > 1)
     for (int64_t i = 0; i < sweep.chunks; i++) {
         Chunk c = sweep_chunk(&sweep, i);
-        BY_DTYPE(second.dtype, adamw_row, c.row[0], c.row[1], c.row[2], c.row[3], c.row[4], c.n, s);
+        BY_DTYPE(second.dtype, adamw_row_to, c.row[0], c.row[1], c.row[2], c.row[3], c.row[4], c.n, s);
     }
 }
 
-/* ---- muon ------------------------------------------------------------------------------------------------------- */
+/* ---- momentum --------------------------------------------------------------------------------------------------- */
 
-/* m = mu m + fresh g,  u = of_gradient g + of_momentum m: every form of op_momentum; grad_scale is in the weights. */
-typedef struct {
-    float mu, fresh, of_gradient, of_momentum;
-} MomentumWeights;
+typedef enum { AS_IT_IS, SIGN } Outcome;
 
-static MomentumWeights momentum_weights(MomentumStep s) {
-    float fresh = s.form == MOMENTUM_EMA ? 1.0f - s.mu : 1.0f;
-    MomentumWeights w = {.mu = s.mu, .fresh = fresh * s.grad_scale, .of_momentum = 1.0f};
-    if (s.nesterov) {
-        w.of_gradient = fresh * s.grad_scale;
-        w.of_momentum = s.mu;
-    }
-    return w;
+INLINE float outcome_of(Outcome outcome, float u) {
+    return outcome == AS_IT_IS ? u : u > 0 ? 1.0f : u < 0 ? -1.0f : u; /* 0 and NaN stay */
 }
 
-INLINE void momentum_row(DType t, void *u, float *m, const float *g, int64_t n, MomentumWeights w) {
+/* s.add and s.fresh have taken up grad_scale. */
+INLINE void momentum_row(Outcome outcome, DType t, void *u, float *m, const float *g, int64_t n, MomentumStep s) {
 #pragma omp simd
     for (int64_t i = 0; i < n; i++) {
-        m[i] = mul_add(w.mu, m[i], w.fresh * g[i]);
-        store(t, u, i, mul_add(w.of_momentum, m[i], w.of_gradient * g[i]));
+        float old = m[i];
+        m[i] = mul_add(s.keep, old, s.add * g[i]);
+        store(t, u, i, outcome_of(outcome, mul_add(s.old, old, s.fresh * g[i])));
     }
+}
+
+INLINE void momentum_row_to(DType t, void *u, float *m, const float *g, int64_t n, MomentumStep s) {
+    if (s.sign)
+        momentum_row(SIGN, t, u, m, g, n, s);
+    else
+        momentum_row(AS_IT_IS, t, u, m, g, n, s);
 }
 
 static void momentum(Backend *be, Tensor u, Tensor m, Tensor g, MomentumStep s) {
     (void)be;
-    MomentumWeights weights = momentum_weights(s);
+    s.add *= s.grad_scale;
+    s.fresh *= s.grad_scale;
     Sweep sweep = sweep_over(3, (Tensor[]){u, m, g});
 #pragma omp parallel for schedule(static) if (sweep.chunks > 1)
     for (int64_t i = 0; i < sweep.chunks; i++) {
         Chunk c = sweep_chunk(&sweep, i);
-        BY_DTYPE(u.dtype, momentum_row, c.row[0], c.row[1], c.row[2], c.n, weights);
+        BY_DTYPE(u.dtype, momentum_row_to, c.row[0], c.row[1], c.row[2], c.n, s);
     }
 }
+
+/* ---- second moments of updates ---------------------------------------------------------------------------------- */
+
+/* One v for each element. */
+INLINE void adapt_elements(DType from, DType to, void *out, float *v, const void *x, int64_t n, AdaptStep s) {
+#pragma omp simd
+    for (int64_t i = 0; i < n; i++) {
+        float value = load(from, x, i);
+        v[i] = mul_add(s.beta2, v[i], (1.0f - s.beta2) * value * value);
+        store(to, out, i, value / (sqrtf(v[i]) + s.eps));
+    }
+}
+
+/* One v for the row. */
+INLINE void adapt_row(DType from, DType to, void *out, float *v, const void *x, int64_t n, AdaptStep s) {
+    float squares = 0;
+#pragma omp simd reduction(+ : squares)
+    for (int64_t i = 0; i < n; i++) squares += load(from, x, i) * load(from, x, i);
+    *v = mul_add(s.beta2, *v, (1.0f - s.beta2) * squares / (float)n);
+    float divisor = sqrtf(*v) + s.eps;
+#pragma omp simd
+    for (int64_t i = 0; i < n; i++) store(to, out, i, load(from, x, i) / divisor);
+}
+
+INLINE void adapt_elements_to(DType to, DType from, void *out, float *v, const void *x, int64_t n, AdaptStep s) {
+    if (from == DTYPE_F32)
+        adapt_elements(DTYPE_F32, to, out, v, x, n, s);
+    else
+        adapt_elements(DTYPE_BF16, to, out, v, x, n, s);
+}
+
+INLINE void adapt_row_to(DType to, DType from, void *out, float *v, const void *x, int64_t n, AdaptStep s) {
+    if (from == DTYPE_F32)
+        adapt_row(DTYPE_F32, to, out, v, x, n, s);
+    else
+        adapt_row(DTYPE_BF16, to, out, v, x, n, s);
+}
+
+static void adapt_by_elements(Tensor out, Tensor v, Tensor x, AdaptStep s) {
+    Sweep sweep = sweep_over(3, (Tensor[]){out, v, x});
+#pragma omp parallel for schedule(static) if (sweep.chunks > 1)
+    for (int64_t i = 0; i < sweep.chunks; i++) {
+        Chunk c = sweep_chunk(&sweep, i);
+        BY_DTYPE(out.dtype, adapt_elements_to, x.dtype, c.row[0], c.row[1], c.row[2], c.n, s);
+    }
+}
+
+/* Row r of a 4-d tensor. */
+static void *row_of(Tensor t, int64_t r) {
+    int64_t c = r % t.shape[2], b = r / t.shape[2] % t.shape[1], a = r / t.shape[2] / t.shape[1];
+    return at(t.dtype, t.data, a * t.stride[0] + b * t.stride[1] + c * t.stride[2]);
+}
+
+static void adapt_by_rows(Tensor out, Tensor v, Tensor x, AdaptStep s) {
+    int64_t rows = x.shape[0] * x.shape[1] * x.shape[2], n = x.shape[3];
+#pragma omp parallel for schedule(static) if (rows * n > SWEEP_CHUNK)
+    for (int64_t r = 0; r < rows; r++)
+        BY_DTYPE(out.dtype, adapt_row_to, x.dtype, row_of(out, r), row_of(v, r), row_of(x, r), n, s);
+}
+
+static void adapt(Backend *be, Tensor out, Tensor v, Tensor x, AdaptStep s) {
+    (void)be;
+    Tensor to = tensor_pad_4d(out), second = tensor_pad_4d(v), from = tensor_pad_4d(x);
+    if (second.shape[3] == from.shape[3])
+        adapt_by_elements(to, second, from, s);
+    else
+        adapt_by_rows(to, second, from, s);
+}
+
+/* ---- norms of updates ------------------------------------------------------------------------------------------- */
 
 INLINE void scaled_row(DType from, DType to, void *out, const void *x, int64_t n, float factor) {
 #pragma omp simd
@@ -96,37 +182,47 @@ static void normalize(Backend *be, Tensor out, Tensor x, float eps) {
             normalize_matrix(be, tensor_index(tensor_index(to, a), b), tensor_index(tensor_index(from, a), b), eps);
 }
 
-INLINE void update_row(DType copy, DType t, float *w, void *w_copy, const void *update, int64_t n, float keep,
-                       float step) {
+/* ---- weights ---------------------------------------------------------------------------------------------------- */
+
+INLINE void update_row(Decay decay, DType copy, DType t, float *w, void *w_copy, const void *update, int64_t n,
+                       UpdateStep s) {
 #pragma omp simd
     for (int64_t i = 0; i < n; i++) {
-        w[i] = keep * w[i] - step * load(t, update, i);
+        float u = load(t, update, i);
+        w[i] = kept(decay, s.keep, w[i], u) * w[i] - s.step * u;
         store(copy, w_copy, i, w[i]);
     }
 }
 
-INLINE void update_row_by(DType copy, DType t, float *w, void *w_copy, const void *update, int64_t n, float keep,
-                          float step) {
-    if (t == DTYPE_F32)
-        update_row(copy, DTYPE_F32, w, w_copy, update, n, keep, step);
+INLINE void update_row_from(DType copy, DType t, float *w, void *w_copy, const void *update, int64_t n, UpdateStep s) {
+    if (s.cautious)
+        update_row(DECAY_CAUTIOUS, copy, t, w, w_copy, update, n, s);
     else
-        update_row(copy, DTYPE_BF16, w, w_copy, update, n, keep, step);
+        update_row(DECAY_ALL, copy, t, w, w_copy, update, n, s);
 }
 
-static void apply_update(Backend *be, Tensor w, Tensor w_copy, Tensor update, float keep, float step) {
+INLINE void update_row_by(DType copy, DType t, float *w, void *w_copy, const void *update, int64_t n, UpdateStep s) {
+    if (t == DTYPE_F32)
+        update_row_from(copy, DTYPE_F32, w, w_copy, update, n, s);
+    else
+        update_row_from(copy, DTYPE_BF16, w, w_copy, update, n, s);
+}
+
+static void apply_update(Backend *be, Tensor w, Tensor w_copy, Tensor update, UpdateStep s) {
     (void)be;
     Tensor second = tensor_present(w_copy) ? w_copy : w;
     Sweep sweep = sweep_over(3, (Tensor[]){w, second, update});
 #pragma omp parallel for schedule(static) if (sweep.chunks > 1)
     for (int64_t i = 0; i < sweep.chunks; i++) {
         Chunk c = sweep_chunk(&sweep, i);
-        BY_DTYPE(second.dtype, update_row_by, update.dtype, c.row[0], c.row[1], c.row[2], c.n, keep, step);
+        BY_DTYPE(second.dtype, update_row_by, update.dtype, c.row[0], c.row[1], c.row[2], c.n, s);
     }
 }
 
 void cpu_fill_optimizer_ops(BackendOps *ops) {
     ops->adamw = adamw;
     ops->momentum = momentum;
+    ops->adapt = adapt;
     ops->normalize = normalize;
     ops->apply_update = apply_update;
 }

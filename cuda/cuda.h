@@ -94,7 +94,7 @@ void cuda_fill_embedding_ops(BackendOps *ops);          /* embed* */
 void cuda_fill_attention_forward_ops(BackendOps *ops);  /* attention */
 void cuda_fill_attention_backward_ops(BackendOps *ops); /* attention_grad */
 void cuda_fill_loss_ops(BackendOps *ops);               /* cross_entropy* sum* */
-void cuda_fill_optimizer_ops(BackendOps *ops);          /* adamw momentum normalize apply_update */
+void cuda_fill_optimizer_ops(BackendOps *ops);          /* adamw momentum adapt normalize apply_update */
 
 /* cublasLt, loaded once a device is there, and its plans. */
 Status cuda_gemm_open(Backend *be);

@@ -13,50 +13,148 @@ template <class F> void by_copy(Tensor w_copy, F f) {
 
 /* ---- adamw ------------------------------------------------------------------------------------------------------ */
 
+/* Where cautious weight decay does not act, a weight keeps all of itself. */
+CU_DEVICE float kept(bool cautious, float keep, float w, float update) {
+    return cautious && !(update * w >= 0.0f) ? 1.0f : keep;
+}
+
 struct Adamw {
     float keep, rate, root; /* of w; lr / correction1; 1 / sqrt(correction2) */
     float beta1, beta2, eps, grad_scale;
+    bool cautious;
 
     __device__ void operator()(float &w, float &w_copy, float &m, float &v, float g) const {
         float gradient = grad_scale * g;
         m = beta1 * m + (1.0f - beta1) * gradient;
         v = beta2 * v + (1.0f - beta2) * gradient * gradient;
-        w = keep * w - rate * m / (sqrtf(v) * root + eps);
+        w = kept(cautious, keep, w, m) * w - rate * m / (sqrtf(v) * root + eps);
         w_copy = w;
     }
 };
 
 void adamw(Backend *be, Tensor w, Tensor w_copy, Tensor m, Tensor v, Tensor g, AdamwStep s) {
-    Adamw step = {1.0f - s.lr * s.decay, s.lr / s.correction1, 1.0f / sqrtf(s.correction2), s.beta1, s.beta2, s.eps,
-                  s.grad_scale};
+    Adamw step = {1.0f - s.lr * s.decay,
+                  s.lr / s.correction1,
+                  1.0f / sqrtf(s.correction2),
+                  s.beta1,
+                  s.beta2,
+                  s.eps,
+                  s.grad_scale,
+                  s.cautious};
     by_copy(w_copy, [&](auto copy) {
         cuda_sweep(be, "adamw", step, updates<float>(w), copy, updates<float>(m), updates<float>(v), reads<float>(g));
     });
 }
 
-/* ---- muon ------------------------------------------------------------------------------------------------------- */
+/* ---- momentum --------------------------------------------------------------------------------------------------- */
 
-/* m = mu m + fresh g,  u = of_gradient g + of_momentum m: every form of op_momentum; grad_scale is in the weights. */
+/* add and fresh have taken up grad_scale. */
 struct Momentum {
-    float mu, fresh, of_gradient, of_momentum;
+    float keep, add, old, fresh;
+    bool sign;
 
     __device__ void operator()(float &u, float &m, float g) const {
-        m = mu * m + fresh * g;
-        u = of_momentum * m + of_gradient * g;
+        u = old * m + fresh * g;
+        if (sign) u = u > 0.0f ? 1.0f : u < 0.0f ? -1.0f : u; /* 0 and NaN stay */
+        m = keep * m + add * g;
     }
 };
 
-Momentum momentum_of(MomentumStep s) {
-    float fresh = (s.form == MOMENTUM_EMA ? 1.0f - s.mu : 1.0f) * s.grad_scale;
-    if (s.nesterov) return {s.mu, fresh, fresh, s.mu};
-    return {s.mu, fresh, 0.0f, 1.0f};
-}
-
 void momentum(Backend *be, Tensor u, Tensor m, Tensor g, MomentumStep s) {
+    Momentum step = {s.keep, s.add * s.grad_scale, s.old, s.fresh * s.grad_scale, s.sign};
     by_dtype(u.dtype, [&](auto zero) {
-        cuda_sweep(be, "momentum", momentum_of(s), writes<decltype(zero)>(u), updates<float>(m), reads<float>(g));
+        cuda_sweep(be, "momentum", step, writes<decltype(zero)>(u), updates<float>(m), reads<float>(g));
     });
 }
+
+/* ---- second moments of updates ---------------------------------------------------------------------------------- */
+
+struct AdaptElements {
+    float beta2, eps;
+
+    __device__ void operator()(float &out, float &v, float x) const {
+        v = beta2 * v + (1.0f - beta2) * x * x;
+        out = x / (sqrtf(v) + eps);
+    }
+};
+
+constexpr int ADAPT_ROWS = 8; /* of a block, a warp each */
+
+/* Row (a,b,c) of x, out and v: out and x may be the same, since a lane reads what it writes. */
+template <class To, class From> struct AdaptRows {
+    View<To, Access::WRITE> out;
+    View<From, Access::READ> x;
+    View<float, Access::UPDATE> v;
+    SweepShape shape;
+    float beta2, eps;
+};
+
+template <class V> CU_DEVICE typename V::Element *row_of(const V &view, SweepRow r) {
+    return view.data + (r.a * view.stride[0] + r.b * view.stride[1] + r.c * view.stride[2]);
+}
+
+/* The row is read twice, the second time from cache. The lanes' sums are in order, whatever the device. */
+template <int N, class To, class From>
+__global__ void __launch_bounds__(ADAPT_ROWS *WARP) adapt_rows_kernel(AdaptRows<To, From> a) {
+    const uint32_t number = blockIdx.x * ADAPT_ROWS + threadIdx.y;
+    if (number >= a.shape.rows) return; /* the whole warp */
+    const SweepRow row = sweep_row(a.shape, number);
+    const From *x = row_of(a.x, row);
+    To *out = row_of(a.out, row);
+    float *v = row_of(a.v, row), item[N], squares = 0.0f;
+    for (int64_t i = threadIdx.x * N; i < a.shape.n; i += WARP * N) {
+        load_floats(item, x + i);
+#pragma unroll
+        for (int k = 0; k < N; k++) squares += item[k] * item[k];
+    }
+    squares = warp_sum(squares);
+    const float second = a.beta2 * *v + (1.0f - a.beta2) * squares / static_cast<float>(a.shape.n);
+    const float divisor = sqrtf(second) + a.eps;
+    __syncwarp(); /* all have read v */
+    if (threadIdx.x == 0) *v = second;
+    for (int64_t i = threadIdx.x * N; i < a.shape.n; i += WARP * N) {
+        load_floats(item, x + i);
+#pragma unroll
+        for (int k = 0; k < N; k++) item[k] /= divisor;
+        store_floats(out + i, item);
+    }
+}
+
+/* out, x (a,b,n,m), v (a,b,n,1). */
+void adapt_rows(Backend *be, Tensor out, Tensor v, Tensor x, AdaptStep s) {
+    SweepShape shape = {x.shape[3], static_cast<uint32_t>(int_of(x.shape[0] * x.shape[1] * x.shape[2])),
+                        static_cast<uint32_t>(x.shape[1]), static_cast<uint32_t>(x.shape[2])};
+    by_dtype(out.dtype, [&](auto to) {
+        by_dtype(x.dtype, [&](auto from) {
+            using To = decltype(to);
+            using From = decltype(from);
+            constexpr int PACK = sizeof(To) == 2 || sizeof(From) == 2 ? 8 : 4;
+            AdaptRows<To, From> a = {view_of<View<To, Access::WRITE>>(out),
+                                     view_of<View<From, Access::READ>>(x),
+                                     view_of<View<float, Access::UPDATE>>(v),
+                                     shape,
+                                     s.beta2,
+                                     s.eps};
+            const bool packs = rows_are_aligned(out) && rows_are_aligned(x) && shape.n % PACK == 0;
+            auto kernel = packs ? adapt_rows_kernel<PACK, To, From> : adapt_rows_kernel<1, To, From>;
+            cuda_launch(be, "adapt_rows", kernel, dim3(int_of(ceil_div(shape.rows, ADAPT_ROWS))),
+                        dim3(WARP, ADAPT_ROWS), 0, a);
+        });
+    });
+}
+
+void adapt(Backend *be, Tensor out, Tensor v, Tensor x, AdaptStep s) {
+    Tensor second = tensor_pad_4d(v), input = tensor_pad_4d(x);
+    if (second.shape[3] != input.shape[3]) return adapt_rows(be, tensor_pad_4d(out), second, input, s);
+    by_dtype(out.dtype, [&](auto to) {
+        by_dtype(x.dtype, [&](auto from) {
+            cuda_sweep(be, "adapt", AdaptElements{s.beta2, s.eps}, writes<decltype(to)>(out), updates<float>(v),
+                       reads<decltype(from)>(x));
+        });
+    });
+}
+
+/* ---- norms of updates ------------------------------------------------------------------------------------------- */
 
 /* factor[matrix] = 1 / (norm + eps), from the parts of its sum of squares. A warp for each matrix. */
 __global__ void __launch_bounds__(WARP) factors_kernel(float *factor, const double *part, int parts, float eps) {
@@ -103,20 +201,24 @@ void normalize(Backend *be, Tensor out, Tensor x, float eps) {
     }
 }
 
+/* ---- weights ---------------------------------------------------------------------------------------------------- */
+
 struct ApplyUpdate {
     float keep, step;
+    bool cautious;
 
     __device__ void operator()(float &w, float &w_copy, float update) const {
-        w = keep * w - step * update;
+        w = kept(cautious, keep, w, update) * w - step * update;
         w_copy = w;
     }
 };
 
-void apply_update(Backend *be, Tensor w, Tensor w_copy, Tensor update, float keep, float step) {
+void apply_update(Backend *be, Tensor w, Tensor w_copy, Tensor update, UpdateStep s) {
     by_dtype(update.dtype, [&](auto zero) {
         using T = decltype(zero);
         by_copy(w_copy, [&](auto copy) {
-            cuda_sweep(be, "apply_update", ApplyUpdate{keep, step}, updates<float>(w), copy, reads<T>(update));
+            cuda_sweep(be, "apply_update", ApplyUpdate{s.keep, s.step, s.cautious}, updates<float>(w), copy,
+                       reads<T>(update));
         });
     });
 }
@@ -130,6 +232,7 @@ int64_t cuda_optimizer_scratch_bytes(const Backend *, const OpLimits *) {
 void cuda_fill_optimizer_ops(BackendOps *ops) {
     ops->adamw = adamw;
     ops->momentum = momentum;
+    ops->adapt = adapt;
     ops->normalize = normalize;
     ops->apply_update = apply_update;
 }

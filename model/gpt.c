@@ -270,21 +270,31 @@ static void init_param(Gpt *g, GptParam id, int64_t seed, double std, double con
     }
 }
 
-Status gpt_init_weights(Gpt *g, int64_t seed) {
+Status gpt_init_weights(Gpt *g, int64_t seed, int64_t mup_base_width) {
     int64_t largest = 0;
     for (int p = 0; p < g->params.param_count; p++)
         largest = max_i64(largest, g->params.params[p].rows * g->params.params[p].columns);
     float *host = malloc((size_t)largest * sizeof *host);
     if (!host) return status_error(STATUS_OUT_OF_MEMORY, "no memory for %lld initial weights", (long long)largest);
 
-    const double std = g->config.init_std, residual_std = std / sqrt(2.0 * (double)g->L);
+    const double r = mup_base_width > 0 ? (double)mup_base_width / (double)g->C : 1, std = g->config.init_std;
+    const double hidden_std = std * sqrt(r), residual_std = hidden_std / sqrt(2.0 * (double)g->L);
     for (int id = 0; id < GPT_PARAM_COUNT; id++) {
         if (g->index[id] < 0) continue;
         bool residual = id == PARAM_OUT || id == PARAM_DOWN;
         bool norm =
             id == PARAM_NORM1 || id == PARAM_NORM2 || id == PARAM_NORMF || id == PARAM_Q_NORM || id == PARAM_K_NORM;
         bool bias = g->params.params[g->index[id]].vector && !norm;
-        init_param(g, (GptParam)id, seed, norm || bias ? 0.0 : residual ? residual_std : std, norm ? 1.0 : 0.0, host);
+        bool embedding = id == PARAM_WTE || id == PARAM_WPE || id == PARAM_HEAD;
+        init_param(g, (GptParam)id, seed,
+                   norm || bias ? 0.0
+                   : residual   ? residual_std
+                   : embedding  ? std
+                                : hidden_std,
+                   id == PARAM_NORMF ? r
+                   : norm            ? 1.0
+                                     : 0.0,
+                   host);
     }
     free(host);
     params_refresh_work(g->be, &g->params);

@@ -85,8 +85,9 @@ Status gpt_allocate(Gpt *gpt);             /* after gpt_plan */
 void gpt_free(Gpt *gpt);                   /* also after either failed */
 
 /* Weights from the seed: normal with init_std, residual projections ("out", "down") scaled by 1/sqrt(2L) (Radford et
- * al. 2019, section 2.3), norms 1, biases 0. The same values on every backend. */
-Status gpt_init_weights(Gpt *gpt, int64_t seed);
+ * al. 2019, section 2.3), norms 1, biases 0. The same values on every backend. muP (optim/routing.c): with a base
+ * width, and r = base width / C, hidden matrices have sqrt(r) of that, and the final norm is r. 0: without. */
+Status gpt_init_weights(Gpt *gpt, int64_t seed, int64_t mup_base_width);
 
 /* tokens, targets: B*T int32 on the host; targets may be NULL when no loss is wanted. */
 void gpt_set_batch(Gpt *gpt, const int32_t *tokens, const int32_t *targets);

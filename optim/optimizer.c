@@ -1,10 +1,10 @@
-/* Muon and AdamW steps over the routes, their state, and its names; see optimizer.h.
+/* The optimizers' steps over the routes, their state, and its names; see optimizer.h.
  *
  * Memory: `state` holds momentum and second moment of route after route. `scratch` serves one pass at a time; each lays
  * its buffers out from the start, in a copy of the arena:
  *
- *      state     | route 0: M | route 1: M | route 2: m | v | ...
- *      scratch   | a Muon pass: X, next X, A, B |   or   | AdamW's update |
+ *      state     | route 0: M | route 1: M | v | route 2: m | v | ...
+ *      scratch   | a pass that orthogonalizes: X, next X, A, B |   or   | an update |
  *
  * A pass takes as many layers of a route as the backend's pieces allow, and at least one: batches big enough to keep it
  * busy with small matrices, scratch that does not grow with the number of layers for large ones.
@@ -16,6 +16,35 @@
 
 #include "core/ops.h"
 #include "optim/routing.h"
+#include "optim/schedule.h"
+
+/* clang-format off: one row per optimizer */
+const OptimizerRule optimizer_rules[OPTIMIZER_COUNT] = {
+    [OPTIMIZER_MUON] = {.name = "muon", .first = "momentum", .orthogonalize = true},
+    [OPTIMIZER_NORMUON] = {.name = "normuon",
+                           .first = "momentum",
+                           .orthogonalize = true,
+                           .second = "second",
+                           .second_moment = SECOND_OF_ROWS},
+    [OPTIMIZER_ADAMUON] = {.name = "adamuon",
+                           .first = "momentum",
+                           .orthogonalize = true,
+                           .sign = true,
+                           .second = "second",
+                           .second_moment = SECOND_OF_ELEMENTS},
+    [OPTIMIZER_SGD] = {.name = "sgd", .first = "momentum"},
+    [OPTIMIZER_LION] = {.name = "lion", .first = "momentum", .sign = true},
+    [OPTIMIZER_ADAMW] = {.name = "adamw", .first = "m", .second = "v", .second_moment = SECOND_OF_ELEMENTS},
+};
+/* clang-format on */
+
+const char *optimizer_name(OptimizerKind kind) {
+    return optimizer_rules[kind].name;
+}
+
+static const OptimizerRule *rule_of(const Route *route) {
+    return &optimizer_rules[route->optimizer];
+}
 
 /* ---- passes over a route ---------------------------------------------------------------------------------------- */
 
@@ -25,14 +54,14 @@ static Route narrow(const Route *route, int64_t first, int64_t layers) {
     part.first += first;
     part.layers = layers;
     part.momentum = tensor_slice(route->momentum, 0, first, layers);
-    if (route->optimizer == OPTIMIZER_ADAMW) part.second = tensor_slice(route->second, 0, first, layers);
+    if (rule_of(route)->second) part.second = tensor_slice(route->second, 0, first, layers);
     return part;
 }
 
-/* What a pass over `route` works in: Muon's buffers, or AdamW's update for the observer. */
+/* What a pass over `route` works in: the orthogonalizer's buffers, or the update alone. */
 static OrthogonalizeBuffers layout_pass(const Optimizer *opt, Arena *scratch, const Route *route) {
     const int64_t *shape = route->momentum.shape;
-    if (route->optimizer == OPTIMIZER_MUON) return orthogonalizer_layout(&opt->orthogonalizer, scratch, shape);
+    if (rule_of(route)->orthogonalize) return orthogonalizer_layout(&opt->orthogonalizer, scratch, shape);
     return (OrthogonalizeBuffers){.x = arena_take(scratch, DTYPE_F32, 4, shape)};
 }
 
@@ -55,7 +84,8 @@ static void layout_state(Optimizer *opt, Arena *arena) {
         Route *route = &opt->routes[i];
         Tensor view = route_shape(route, opt->params);
         route->momentum = arena_take(arena, DTYPE_F32, 4, view.shape);
-        if (route->optimizer == OPTIMIZER_ADAMW) route->second = arena_take(arena, DTYPE_F32, 4, view.shape);
+        if (rule_of(route)->second_moment == SECOND_OF_ROWS) view.shape[3] = 1;
+        if (rule_of(route)->second) route->second = arena_take(arena, DTYPE_F32, 4, view.shape);
     }
 }
 
@@ -93,7 +123,7 @@ Status optimizer_plan(Optimizer *opt, ParamTable *params, const OptimizerConfig 
     layout_state(opt, &opt->state);
     opt->scratch = measure_scratch(opt);
     for (int i = 0; i < opt->route_count; i++)
-        if (opt->routes[i].optimizer == OPTIMIZER_MUON)
+        if (rule_of(&opt->routes[i])->orthogonalize)
             orthogonalizer_admit(&opt->orthogonalizer, opt->routes[i].momentum.shape[2],
                                  opt->routes[i].momentum.shape[3]);
     return status;
@@ -128,7 +158,7 @@ double optimizer_step_flops(const Optimizer *opt) {
     double flops = 0;
     for (int i = 0; i < opt->route_count; i++) {
         const int64_t *shape = opt->routes[i].momentum.shape;
-        if (opt->routes[i].optimizer == OPTIMIZER_MUON)
+        if (rule_of(&opt->routes[i])->orthogonalize)
             flops += (double)(shape[0] * shape[1]) * orthogonalizer_flops(&opt->orthogonalizer, shape[2], shape[3]);
     }
     return flops;
@@ -137,9 +167,11 @@ double optimizer_step_flops(const Optimizer *opt) {
 /* ---- the step --------------------------------------------------------------------------------------------------- */
 
 typedef struct {
-    double lr;
-    AdamwStep adamw; /* but for decay, which is the route's */
-    MomentumStep momentum;
+    double lr, adamw_lr;
+    double decay;      /* factor of weight_decay */
+    AdamwStep adamw;   /* but for lr and decay, which are the route's */
+    MomentumStep muon; /* and normuon, adamuon, sgd; but for the sign */
+    MomentumStep lion;
     UpdateObserver *observer;
     void *context;
 } StepContext;
@@ -149,13 +181,22 @@ static Tensor working_copy(const ParamTable *params, const Route *route) {
     return separate ? route_view(route, params, params->work) : tensor_none();
 }
 
+static double lr_of(const Route *route, const StepContext *s) {
+    return route->optimizer == OPTIMIZER_ADAMW ? s->adamw_lr : s->lr;
+}
+
+static double keep_of(const Route *route, const StepContext *s) {
+    return 1 - lr_of(route, s) * s->decay * (double)route->decay;
+}
+
 static void notify(const Optimizer *opt, const Route *route, const StepContext *s, UpdateMoment moment, Tensor update) {
     if (!s->observer || !is_observed(opt, route)) return;
     bool applied = moment == UPDATE_APPLIED;
     const UpdateEvent event = {.moment = moment,
                                .route = route,
-                               .lr = route->optimizer == OPTIMIZER_ADAMW ? (double)s->adamw.lr : s->lr,
-                               .grad_scale = s->momentum.grad_scale,
+                               .lr = lr_of(route, s),
+                               .keep = keep_of(route, s),
+                               .grad_scale = s->adamw.grad_scale,
                                .weights = route_view(route, opt->params, opt->params->master),
                                .gradient = route_view(route, opt->params, opt->params->grad),
                                .momentum = applied ? route->momentum : tensor_none(),
@@ -163,8 +204,21 @@ static void notify(const Optimizer *opt, const Route *route, const StepContext *
     s->observer(s->context, &event);
 }
 
-/* Muon (Jordan et al. 2024; decay and scale from Moonlight 2025). */
-static void muon_pass(Optimizer *opt, const Route *route, const StepContext *s) {
+static MomentumStep momentum_step(const Route *route, const StepContext *s) {
+    MomentumStep step = route->optimizer == OPTIMIZER_LION ? s->lion : s->muon;
+    step.sign = rule_of(route)->sign;
+    return step;
+}
+
+/* O / (sqrt(v) + eps), then of norm 1: route->scale gives it the root mean square that it is to have. */
+static void adapt(Optimizer *opt, const Route *route, Tensor O) {
+    const AdaptConfig *c = route->optimizer == OPTIMIZER_NORMUON ? &opt->config.normuon : &opt->config.adamuon;
+    op_adapt(opt->be, O, route->second, O, (AdaptStep){.beta2 = (float)c->beta2, .eps = (float)c->eps});
+    op_normalize(opt->be, O, O, 1e-7f); /* 0 stays 0 */
+}
+
+/* All optimizers but AdamW. */
+static void momentum_pass(Optimizer *opt, const Route *route, const StepContext *s) {
     Tensor W = route_view(route, opt->params, opt->params->master), copy = working_copy(opt->params, route);
     Tensor G = route_view(route, opt->params, opt->params->grad), M = route->momentum;
     Arena scratch = opt->scratch;
@@ -172,18 +226,23 @@ static void muon_pass(Optimizer *opt, const Route *route, const StepContext *s) 
     Tensor U = buffers.x;
 
     notify(opt, route, s, UPDATE_COMES, tensor_none());
-    op_momentum(opt->be, U, M, G, s->momentum);              /* M <- mu M + G, U = G + mu M */
-    Tensor O = orthogonalize(&opt->orthogonalizer, buffers); /* O = msign(U) */
-    op_apply_update(opt->be, W, copy, O, (float)(1 - s->lr * (double)route->decay),
-                    (float)(s->lr * (double)route->scale));
-    notify(opt, route, s, UPDATE_APPLIED, O);
+    op_momentum(opt->be, U, M, G, momentum_step(route, s));
+    if (rule_of(route)->orthogonalize) U = orthogonalize(&opt->orthogonalizer, buffers);
+    if (rule_of(route)->second) adapt(opt, route, U);
+    op_apply_update(opt->be, W, copy, U,
+                    (UpdateStep){.keep = (float)keep_of(route, s),
+                                 .step = (float)(s->lr * (double)route->scale),
+                                 .cautious = opt->config.cautious_decay});
+    notify(opt, route, s, UPDATE_APPLIED, U);
 }
 
+/* The route's scale is in the rate, but not in the decay. */
 static void adamw_pass(Optimizer *opt, const Route *route, const StepContext *s) {
     Tensor w = route_view(route, opt->params, opt->params->master), copy = working_copy(opt->params, route);
     Tensor g = route_view(route, opt->params, opt->params->grad);
     AdamwStep step = s->adamw;
-    step.decay = route->decay;
+    step.lr = (float)(s->adamw_lr * (double)route->scale);
+    step.decay = (float)(s->decay * (double)route->decay / (double)route->scale);
     op_adamw(opt->be, w, copy, route->momentum, route->second, g, step);
 }
 
@@ -214,38 +273,61 @@ static void for_each_pass(Optimizer *opt, const Route *route, const StepContext 
     }
 }
 
-/* AdamW's own rate follows the same schedule: it stays in proportion to optimizer.lr. */
-static StepContext prepare_step(const OptimizerConfig *c, int64_t step, double lr, float grad_scale) {
-    double adamw_lr = c->adamw.lr > 0 ? lr * c->adamw.lr / c->lr : lr;
-    AdamwStep adamw = {.lr = (float)adamw_lr,
-                       .beta1 = (float)c->adamw.beta1,
-                       .beta2 = (float)c->adamw.beta2,
-                       .eps = (float)c->adamw.eps,
-                       .correction1 = (float)(1 - pow(c->adamw.beta1, (double)step)),
-                       .correction2 = (float)(1 - pow(c->adamw.beta2, (double)step)),
-                       .grad_scale = grad_scale};
-    MomentumStep momentum = {.form = c->muon.momentum_form == MUON_MOMENTUM_EMA ? MOMENTUM_EMA : MOMENTUM_SUM,
-                             .mu = (float)c->muon.momentum,
-                             .nesterov = c->muon.nesterov,
-                             .grad_scale = grad_scale};
-    return (StepContext){.lr = lr, .adamw = adamw, .momentum = momentum};
+/* sum: M' = mu M + g,  ema: M' = mu M + (1-mu) g;  U = M', or with Nesterov mu M' + what M' has got of g. */
+static MomentumStep muon_momentum(const MuonConfig *c, double mu, float grad_scale) {
+    double add = c->momentum_form == MUON_MOMENTUM_EMA ? 1 - mu : 1;
+    return (MomentumStep){.keep = (float)mu,
+                          .add = (float)add,
+                          .old = (float)(c->nesterov ? mu * mu : mu),
+                          .fresh = (float)(c->nesterov ? (1 + mu) * add : add),
+                          .grad_scale = grad_scale};
 }
 
-void optimizer_step(Optimizer *opt, int64_t step, double lr, float grad_scale, UpdateObserver *observer,
-                    void *context) {
-    CHECK(step >= 1, "step %lld; steps count from 1", (long long)step);
-    StepContext s = prepare_step(&opt->config, step, lr, grad_scale);
+static MomentumStep lion_momentum(const LionConfig *c, float grad_scale) {
+    return (MomentumStep){.keep = (float)c->beta2,
+                          .add = (float)(1 - c->beta2),
+                          .old = (float)c->beta1,
+                          .fresh = (float)(1 - c->beta1),
+                          .grad_scale = grad_scale};
+}
+
+static AdamwStep adamw_step(const OptimizerConfig *c, int64_t update, float grad_scale) {
+    return (AdamwStep){.beta1 = (float)c->adamw.beta1,
+                       .beta2 = (float)c->adamw.beta2,
+                       .eps = (float)c->adamw.eps,
+                       .correction1 = (float)(1 - pow(c->adamw.beta1, (double)update)),
+                       .correction2 = (float)(1 - pow(c->adamw.beta2, (double)update)),
+                       .grad_scale = grad_scale,
+                       .cautious = c->cautious_decay};
+}
+
+/* AdamW's own rate follows the same schedule: it stays in proportion to optimizer.lr. */
+static StepContext prepare_step(const OptimizerConfig *c, const StepNumbers *n) {
+    return (StepContext){.lr = n->lr,
+                         .adamw_lr = c->adamw.lr > 0 ? n->lr * c->adamw.lr / c->lr : n->lr,
+                         .decay = schedule_factor(&c->decay_schedule, n->steps, n->step),
+                         .adamw = adamw_step(c, n->update, n->grad_scale),
+                         .muon = muon_momentum(&c->muon, schedule_momentum(&c->muon, n->steps, n->step), n->grad_scale),
+                         .lion = lion_momentum(&c->lion, n->grad_scale)};
+}
+
+static void step_adamw(Optimizer *opt, const Route *route, const StepContext *s) {
+    bool observed = s->observer && is_observed(opt, route);
+    if (observed) for_each_pass(opt, route, s, announce_adamw);
+    adamw_pass(opt, route, s); /* needs no scratch, and so no passes */
+    if (observed) for_each_pass(opt, route, s, observe_adamw);
+}
+
+void optimizer_step(Optimizer *opt, const StepNumbers *numbers, UpdateObserver *observer, void *context) {
+    CHECK(numbers->update >= 1, "update %lld; updates count from 1", (long long)numbers->update);
+    StepContext s = prepare_step(&opt->config, numbers);
     s.observer = observer, s.context = context;
     for (int i = 0; i < opt->route_count; i++) {
         const Route *route = &opt->routes[i];
-        if (route->optimizer == OPTIMIZER_MUON) {
-            for_each_pass(opt, route, &s, muon_pass);
-        } else {
-            bool observed = observer && is_observed(opt, route);
-            if (observed) for_each_pass(opt, route, &s, announce_adamw);
-            adamw_pass(opt, route, &s);
-            if (observed) for_each_pass(opt, route, &s, observe_adamw);
-        }
+        if (route->optimizer == OPTIMIZER_ADAMW)
+            step_adamw(opt, route, &s);
+        else
+            for_each_pass(opt, route, &s, momentum_pass);
     }
 }
 
@@ -256,7 +338,7 @@ void optimizer_add_grad_squares(Optimizer *opt, Tensor total) {
 /* ---- state, tensor by tensor ------------------------------------------------------------------------------------ */
 
 static int tensors_per_layer(const Route *route) {
-    return route->optimizer == OPTIMIZER_ADAMW ? 2 : 1;
+    return rule_of(route)->second ? 2 : 1;
 }
 
 int64_t optimizer_state_count(const Optimizer *opt) {
@@ -281,10 +363,9 @@ Tensor optimizer_state_tensor(const Optimizer *opt, int64_t index, char *name, i
 }
 
 char *optimizer_state_name(const Optimizer *opt, int route, int64_t layer, int which, char *buffer, int64_t size) {
-    static const char *const adamw_names[] = {"m", "v"};
     const Route *r = &opt->routes[route];
     char block[2 * NAME_SIZE];
     params_block_name(opt->params, r->kind, layer, -1, block, sizeof block);
-    snprintf(buffer, (size_t)size, "%s.%s", block, r->optimizer == OPTIMIZER_MUON ? "momentum" : adamw_names[which]);
+    snprintf(buffer, (size_t)size, "%s.%s", block, which == 0 ? rule_of(r)->first : rule_of(r)->second);
     return buffer;
 }

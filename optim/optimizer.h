@@ -1,4 +1,19 @@
-/* The optimizer: a routing table from blocks to Muon or AdamW, their state, and the step.
+/* The optimizer: a routing table from blocks to one of several optimizers, their state, and the step.
+ *
+ * With g the gradient, scaled, and M, m, v the state; every step ends with W <- (1 - lr wd) W - lr s U:
+ *
+ *      muon        M <- mu M + g,  U = msign(g + mu M)               Jordan et al. 2024; decay and s: Moonlight 2025
+ *      normuon     O = msign(g + mu M),  v <- b v + (1-b) mean of O² over a row,
+ *                  U = O' / ‖O'‖_F with O' = O / (sqrt(v) + eps)      Li et al. 2025, arXiv 2510.05491, algorithm 1
+ *      adamuon     the same, with O = msign(sign(g + mu M)) and v for each element
+ *                                                                     Si et al. 2025, arXiv 2507.11005, algorithm 1
+ *      sgd         U = g + mu M                                       Sutskever et al. 2013, as torch.optim.SGD
+ *      lion        U = sign(b1 M + (1-b1) g),  M <- b2 M + (1-b2) g   Chen et al. 2023, algorithm 2
+ *      adamw       U = m̂ / (sqrt(v̂) + eps)                            Loshchilov & Hutter 2019, algorithm 2
+ *
+ * The momentum of the first four is the sum shown or a running average, with Nesterov's look ahead or without
+ * (optimizer.muon). The second moments of normuon and adamuon need no bias correction: U does not depend on their
+ * common factor. mu and wd may follow schedules; cautious decay leaves out weights that U moves away from 0.
  *
  * A Route is a run of consecutive layers of one block kind that one optimizer treats alike, so that Newton-Schulz is
  * one batched product over the run. Routes cover every element of the model exactly once.
@@ -15,15 +30,15 @@ typedef struct {
     OptimizerKind optimizer;
     BlockSplit split; /* whole matrices, or head by head (muon.per_head) */
     float decay;      /* 0 for norms and biases */
-    float scale;      /* Muon: s of W <- (1 - lr wd) W - lr s O; 1 for AdamW */
-    Tensor momentum;  /* Muon M, or AdamW m: (layers, heads or 1, rows, columns) f32, contiguous */
-    Tensor second;    /* AdamW v; absent for Muon: one buffer a matrix instead of two */
+    float scale;      /* s of W <- (1 - lr wd) W - lr s U, with muP's factor */
+    Tensor momentum;  /* M, or AdamW's m: (layers, heads or 1, rows, columns) f32, contiguous */
+    Tensor second;    /* v, of that shape or (layers, heads or 1, rows, 1); absent where there is none */
 } Route;
 
 /* An observer sees each run of hidden matrices twice: before its step and after it. */
 typedef enum {
     UPDATE_COMES,   /* the weights are the old ones; momentum and update are absent */
-    UPDATE_APPLIED, /* W <- (1 - lr wd) W - lr * scale * U has been done */
+    UPDATE_APPLIED, /* W <- keep W - lr * scale * U has been done */
 } UpdateMoment;
 
 /* Tensors are 4-d as Route.momentum and valid during the call only. A long run comes in several calls: `route` is then
@@ -32,14 +47,23 @@ typedef struct {
     UpdateMoment moment;
     const Route *route;
     double lr;        /* of this step, which route->scale multiplies */
+    double keep;      /* 1 - lr wd; under cautious_decay only where U and the old W have one sign, and 1 elsewhere */
     float grad_scale; /* that the gradients were multiplied by */
     Tensor weights;   /* f32 masters, strided */
     Tensor gradient;  /* of the whole batch, strided; without grad_scale */
     Tensor momentum;  /* after this step */
-    Tensor update;    /* U: Muon's O = msign(.), AdamW's m̂/(sqrt(v̂)+eps) */
+    Tensor update;    /* U */
 } UpdateEvent;
 
 typedef void UpdateObserver(void *context, const UpdateEvent *event);
+
+/* The numbers of one step. */
+typedef struct {
+    int64_t update;      /* counts from 1 the steps that changed the weights: AdamW's bias correction */
+    int64_t step, steps; /* place in the run, from 1: the schedules of momentum and decay */
+    double lr;           /* the scheduled rate of optimizer.lr; AdamW's own rate follows the same schedule */
+    float grad_scale;    /* clipping factor */
+} StepNumbers;
 
 typedef struct {
     Backend *be;
@@ -48,25 +72,24 @@ typedef struct {
     int route_count;
     Route *routes;
     Arena state;   /* momentum and second moments: what a checkpoint saves */
-    Arena scratch; /* of one pass: the orthogonalizer's buffers, or the observer's update */
+    Arena scratch; /* of one pass: the orthogonalizer's buffers, or an update */
     Orthogonalizer orthogonalizer;
 } Optimizer;
 
 /* Builds the routing table and measures memory; allocates no tensor. STATUS_BAD_INPUT names the option: an override
- * that matches no block or sends a norm or bias to muon, a per_head entry that is no q, k, v or o, an unknown
- * coefficient set. After a failure there is nothing to free. */
+ * that matches no block or sends a norm or bias to an optimizer of matrices, a per_head entry that is no q, k, v or o,
+ * an unknown coefficient set. After a failure there is nothing to free. */
 Status optimizer_plan(Optimizer *opt, ParamTable *params, const OptimizerConfig *config, Backend *be);
 Status optimizer_allocate(Optimizer *opt); /* after optimizer_plan and once params has its memory; state is zero */
 void optimizer_free(Optimizer *opt);
 double optimizer_step_flops(const Optimizer *opt);     /* of the orthogonalizations; the rest is memory traffic */
 int64_t optimizer_planned_bytes(const Optimizer *opt); /* of state, scratch, and the svd's host memory */
 
-/* One step with the gradients of the whole batch. `step` counts from 1 (AdamW's bias correction); `lr` is the scheduled
- * rate of optimizer.lr, and AdamW's own rate follows the same schedule; grad_scale is the clipping factor. Updates
- * master weights and their working copies. observer may be NULL.
+/* One step with the gradients of the whole batch. Updates master weights and their working copies. observer may be
+ * NULL.
  * Gradients and grad_scale must be finite: a NaN would stay in the momentum for good, so the caller looks at
  * the gradient's norm first and skips the step. */
-void optimizer_step(Optimizer *opt, int64_t step, double lr, float grad_scale, UpdateObserver *observer, void *context);
+void optimizer_step(Optimizer *opt, const StepNumbers *numbers, UpdateObserver *observer, void *context);
 
 /* total[0] += sum g² over all parameters.   total (1) f32. Not finite if some gradient is not. */
 void optimizer_add_grad_squares(Optimizer *opt, Tensor total);
@@ -78,12 +101,15 @@ void optimizer_print_routes(const Optimizer *opt, FILE *out);
  */
 
 /* State is saved per block and layer, so that files do not depend on how layers are grouped into routes:
- *      "layers.3.q.momentum"                         Muon M
+ *      "layers.3.q.momentum"                         M of all but AdamW
+ *      "layers.3.q.second"                           v of NorMuon, one number a row, and of AdaMuon
  *      "layers.3.norm1.m", "layers.3.norm1.v"        AdamW m and v
  * Each is (rows, columns) f32, contiguous. A block that is split per head is stored as it lies, head after head:
  * (heads * rows of a head, columns of a head). */
 int64_t optimizer_state_count(const Optimizer *opt);
 /* The index-th tensor and its name, route by route and layer by layer. */
 Tensor optimizer_state_tensor(const Optimizer *opt, int64_t index, char *name, int64_t size);
+/* The name of an optimizer, as in the config. */
+const char *optimizer_name(OptimizerKind kind);
 /* which: 0 for momentum (m), 1 for the second moment (v). layer counts from the model's first. Returns the buffer. */
 char *optimizer_state_name(const Optimizer *opt, int route, int64_t layer, int which, char *buffer, int64_t size);

@@ -139,6 +139,10 @@ static bool survives_bf16(const Orthogonalizer *o) {
     return end < 1.5;
 }
 
+static bool takes_svd(const Orthogonalizer *o) {
+    return o->kind != ORTHOGONALIZE_NEWTON_SCHULZ;
+}
+
 /* ---- plain or Gram form ----------------------------------------------------------------------------------------- */
 
 static const double GROWTH_MAX = 1e3; /* times fp32's 6e-8: A's smallest eigenvalues are off by 6e-5 at the end */
@@ -163,7 +167,7 @@ static double segment_cost(int iterations, double k, double l) {
 }
 
 bool orthogonalizer_prefers_gram(const Orthogonalizer *o, int64_t rows, int64_t columns) {
-    if (o->kind == ORTHOGONALIZE_SVD || o->dtype != DTYPE_F32) return false;
+    if (takes_svd(o) || o->dtype != DTYPE_F32) return false;
     double k = (double)(rows < columns ? rows : columns), l = (double)(rows < columns ? columns : rows), gram = 0;
     for (int first = 0, end; first < o->iterations; first = end) {
         end = segment_end(o, first);
@@ -178,11 +182,14 @@ Status orthogonalizer_plan(Orthogonalizer *o, const MuonConfig *config, Backend 
     const CoefficientsConfig *given = &config->coefficients;
     const CoefficientSet *set = coefficient_set_find(given->set);
     if (given->set[0] && !set) return unknown_set(given->set);
-    *o = (Orthogonalizer){.be = be, .kind = config->orthogonalize, .count = set ? set->count : given->count};
+    *o = (Orthogonalizer){.be = be,
+                          .kind = config->orthogonalize,
+                          .schatten_p = config->schatten_p,
+                          .count = set ? set->count : given->count};
     CHECK(o->count >= 1 && o->count <= COEFFICIENTS_MAX, "%d coefficient triples", o->count);
     memcpy(o->triples, set ? set->triples : given->triples, sizeof o->triples);
     o->iterations = o->count == 1 ? (int)config->iterations : o->count;
-    bool keep_fp32 = o->kind == ORTHOGONALIZE_SVD || !survives_bf16(o);
+    bool keep_fp32 = takes_svd(o) || !survives_bf16(o);
     o->dtype = keep_fp32 ? DTYPE_F32 : be->compute_dtype;
     return status_ok();
 }
@@ -193,7 +200,7 @@ void orthogonalizer_admit(Orthogonalizer *o, int64_t rows, int64_t columns) {
 }
 
 OrthogonalizeBuffers orthogonalizer_layout(const Orthogonalizer *o, Arena *scratch, const int64_t *shape) {
-    if (o->kind == ORTHOGONALIZE_SVD) return (OrthogonalizeBuffers){.x = arena_take(scratch, o->dtype, 4, shape)};
+    if (takes_svd(o)) return (OrthogonalizeBuffers){.x = arena_take(scratch, o->dtype, 4, shape)};
     int64_t small = shape[2] < shape[3] ? shape[2] : shape[3];
     int64_t square[4] = {shape[0], shape[1], small, small};
     OrthogonalizeBuffers w = {.x = arena_take(scratch, o->dtype, 4, shape),
@@ -237,7 +244,7 @@ static void first_factor(Backend *be, Tensor Q, Tensor B, float a) {
     diagonal.shape[3] = 1;
     op_fill(be, Q, 0);
     op_fill(be, diagonal, 1);
-    op_apply_update(be, Q, tensor_none(), B, a, -1);
+    op_apply_update(be, Q, tensor_none(), B, (UpdateStep){.keep = a, .step = -1});
 }
 
 /* Iterations first .. end - 1 as one product of X. Writes the next X. */
@@ -309,12 +316,12 @@ static SvdMemory svd_layout(double *base, int64_t rows, int64_t columns) {
 }
 
 int64_t orthogonalizer_host_bytes(const Orthogonalizer *o) {
-    return o->kind == ORTHOGONALIZE_SVD ? svd_layout(NULL, o->rows, o->columns).size * (int64_t)sizeof(double) : 0;
+    return takes_svd(o) ? svd_layout(NULL, o->rows, o->columns).size * (int64_t)sizeof(double) : 0;
 }
 
 double orthogonalizer_flops(const Orthogonalizer *o, int64_t rows, int64_t columns) {
     double k = (double)(rows < columns ? rows : columns), product = (double)rows * (double)columns * k;
-    if (o->kind == ORTHOGONALIZE_SVD) return 6 * product + 8 * k * k * k;
+    if (takes_svd(o)) return 6 * product + 8 * k * k * k;
     return o->iterations * (4 * product + 2 * k * k * k);
 }
 
@@ -352,6 +359,16 @@ static bool widen_finite(double *out, const float *x, int64_t n) {
     return finite;
 }
 
+/* left = left * diag(k^(1/p) s^(q-1) / (sum s^q)^(1/p)) over the rank. With s as shares of the largest no power
+ * overflows: O does not depend on the size of U. */
+static void weigh_for_schatten(const Orthogonalizer *o, SvdMemory s, int64_t m, int64_t small, int64_t rank) {
+    const double p = o->schatten_p, q = p / (p - 1);
+    double sum = 0;
+    for (int64_t i = 0; i < rank; i++) sum += pow(s.sigma[i] / s.sigma[0], q);
+    for (int64_t i = 0; i < rank; i++)
+        cblas_dscal((int)m, pow((double)small / sum, 1 / p) * pow(s.sigma[i] / s.sigma[0], q - 1), s.left + i * m, 1);
+}
+
 static void exact_msign(const Orthogonalizer *o, Tensor x) {
     int64_t n = x.shape[0], m = x.shape[1], small = n < m ? n : m, large = n < m ? m : n;
     SvdMemory s = svd_layout(o->host, n, m);
@@ -360,10 +377,11 @@ static void exact_msign(const Orthogonalizer *o, Tensor x) {
                  LAPACKE_dgesdd_work(LAPACK_COL_MAJOR, 'S', (lapack_int)m, (lapack_int)n, s.matrix, (lapack_int)m,
                                      s.sigma, s.left, (lapack_int)m, s.right, (lapack_int)small, s.work,
                                      (lapack_int)s.work_size, s.iwork) == 0;
+    int64_t rank = valid ? numerical_rank(s.sigma, small, large) : 0;
+    if (valid && o->kind == ORTHOGONALIZE_SCHATTEN) weigh_for_schatten(o, s, m, small, rank);
     if (valid) /* left * right over the rank, columns first */
-        cblas_dgemm(CblasColMajor, CblasNoTrans, CblasNoTrans, (int)m, (int)n,
-                    (int)numerical_rank(s.sigma, small, large), 1, s.left, (int)m, s.right, (int)small, 0, s.matrix,
-                    (int)m);
+        cblas_dgemm(CblasColMajor, CblasNoTrans, CblasNoTrans, (int)m, (int)n, (int)rank, 1, s.left, (int)m, s.right,
+                    (int)small, 0, s.matrix, (int)m);
     for (int64_t i = 0; i < n * m; i++) s.staging[i] = valid ? (float)s.matrix[i] : NAN;
     backend_from_host(o->be, x, s.staging);
 }
@@ -379,5 +397,5 @@ static Tensor exact_msign_batch(const Orthogonalizer *o, Tensor x) {
 /* ---- both ------------------------------------------------------------------------------------------------------- */
 
 Tensor orthogonalize(const Orthogonalizer *o, OrthogonalizeBuffers buffers) {
-    return o->kind == ORTHOGONALIZE_SVD ? exact_msign_batch(o, buffers.x) : newton_schulz(o, buffers);
+    return takes_svd(o) ? exact_msign_batch(o, buffers.x) : newton_schulz(o, buffers);
 }

@@ -4,6 +4,14 @@
  * value s to a s + b s³ + c s⁵ and leaves the singular vectors where they are. A coefficient set is a choice of (a, b,
  * c) per iteration; none reaches exactly 1 in few iterations, and `low` and `high` say how far from it they stay. The
  * exact SVD (LAPACK, on the host) is the tests' oracle and an option of the config.
+ *
+ * By the same SVD, steepest descent in the Schatten-p norm |W|_p = (sum s^p)^(1/p) (Cesista 2025, "Steepest Descent
+ * Under Schatten-p Norms"; Bernstein & Newhouse 2024 for p = infinity). With 1/p + 1/q = 1 and k = min(n, m):
+ *
+ *      O = k^(1/p) P diag(s^(q-1)) Qᵀ / (sum s^q)^(1/p)
+ *
+ * maximises <U, O> over the ball |O|_p <= k^(1/p), on whose surface orthogonal matrices lie. p -> infinity gives
+ * msign(U), p = 2 gives sqrt(k) U / |U|_F.
  */
 #pragma once
 
@@ -31,11 +39,12 @@ typedef struct {
 typedef struct {
     Backend *be;
     OrthogonalizeKind kind;
-    DType dtype; /* of X: the backend's; f32 for svd, and for coefficients that bf16's rounding would make diverge */
+    double schatten_p;
+    DType dtype; /* of X: the backend's; f32 for SVDs, and for coefficients that bf16's rounding would make diverge */
     int iterations, count;
     double triples[COEFFICIENTS_MAX][3];
-    int64_t rows, columns; /* svd: the largest matrix that `host` has room for */
-    double *host;          /* svd: LAPACK's working memory */
+    int64_t rows, columns; /* SVDs: the largest matrix that `host` has room for */
+    double *host;          /* SVDs: LAPACK's working memory */
 } Orthogonalizer;
 
 /* Resolves the coefficients. STATUS_BAD_INPUT: no such set. Allocates nothing. */
@@ -54,6 +63,6 @@ void orthogonalizer_free(Orthogonalizer *o);
 /* The buffers of one pass over matrices of `shape` (4 numbers), from an arena that measures or that has memory. */
 OrthogonalizeBuffers orthogonalizer_layout(const Orthogonalizer *o, Arena *scratch, const int64_t *shape);
 
-/* O = msign(U) of every matrix in buffers.x. Returns O, which lies in the buffers; U is overwritten. A zero matrix
- * gives zero, a non-finite one gives NaN. */
+/* O = msign(U), or the Schatten-p norm's O, of every matrix in buffers.x. Returns O, which lies in the buffers; U is
+ * overwritten. A zero matrix gives zero, a non-finite one gives NaN. */
 Tensor orthogonalize(const Orthogonalizer *o, OrthogonalizeBuffers buffers);

@@ -1,4 +1,4 @@
-/* Learning-rate factors; see schedule.h. */
+/* Factors and momentum by step; see schedule.h. */
 #include "optim/schedule.h"
 
 #include <math.h>
@@ -29,4 +29,12 @@ double schedule_factor(const ScheduleConfig *schedule, int64_t steps, int64_t st
         break;
     }
     return 1;
+}
+
+double schedule_momentum(const MuonConfig *config, int64_t steps, int64_t step) {
+    const double warmup = (double)config->momentum_warmup, cooldown = (double)config->momentum_cooldown;
+    double rise = progress_between(1, 1 + warmup, step);
+    double fall = cooldown > 0 ? progress_between((double)steps - cooldown, (double)steps, step) : 0;
+    if (rise == 1 && fall == 0) return config->momentum; /* exactly */
+    return config->momentum_start + (config->momentum - config->momentum_start) * fmin(rise, 1 - fall);
 }

@@ -216,8 +216,8 @@ static Status inspect_run(const CommandLine *line) {
     if (status.code) return status;
     printf("%s: %s, %lld layers, width %lld, %s on the matrices, lr %g, %lld steps of %lld x %lld tokens\n",
            run.run_dir, config.name, (long long)config.model.layers, (long long)config.model.width,
-           config.optimizer.matrices == OPTIMIZER_MUON ? "muon" : "adamw", config.optimizer.lr,
-           (long long)config.train.steps, (long long)config.train.batch, (long long)config.model.context);
+           optimizer_name(config.optimizer.matrices), config.optimizer.lr, (long long)config.train.steps,
+           (long long)config.train.batch, (long long)config.model.context);
     return print_checkpoints(run.run_dir);
 }
 

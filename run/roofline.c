@@ -23,7 +23,9 @@ static Status take_step(Trainer *t) {
     }
     Status status = trainer_read_step(t, &r);
     if (status.code) return status;
-    optimizer_step(&t->optimizer, 1, r.lr, trainer_grad_scale(t, r.grad_norm), NULL, NULL);
+    const StepNumbers numbers = {
+        .update = 1, .step = 1, .steps = c->steps, .lr = r.lr, .grad_scale = trainer_grad_scale(t, r.grad_norm)};
+    optimizer_step(&t->optimizer, &numbers, NULL, NULL);
     if (t->config.qk_clip.enabled)
         qk_clip_apply(&t->backend, &t->gpt.params, &t->config.qk_clip, t->gpt.K, t->max_logit, t->clips);
     return backend_sync(&t->backend);
@@ -138,7 +140,7 @@ static void print_shares(const Gpu *gpu, DType dtype, FILE *out) {
 
 static void print_assumptions(const Trainer *t, const Roofline *r, FILE *out) {
     const Gpu *gpu = cost_gpu(&t->backend);
-    const bool svd = t->config.optimizer.muon.orthogonalize == ORTHOGONALIZE_SVD;
+    const bool svd = t->config.optimizer.muon.orthogonalize != ORTHOGONALIZE_NEWTON_SCHULZ;
     fprintf(out, "assumptions\n");
     print_speeds(gpu, t->backend.compute_dtype, out);
     print_shares(gpu, t->backend.compute_dtype, out);

@@ -123,7 +123,7 @@ Status trainer_allocate(Trainer *t) {
     Status status;
     if (FAILED(status, trainer_allocate_evaluation(t))) return status;
     if (FAILED(status, optimizer_allocate(&t->optimizer))) return status;
-    return gpt_init_weights(&t->gpt, t->config.seed);
+    return gpt_init_weights(&t->gpt, t->config.seed, t->config.optimizer.mup_base_width);
 }
 
 void trainer_free(Trainer *t) {
@@ -343,6 +343,14 @@ float trainer_grad_scale(const Trainer *t, double grad_norm) {
 
 double trainer_lr(const Trainer *t, int64_t step) {
     return t->config.optimizer.lr * schedule_factor(&t->config.optimizer.schedule, t->config.train.steps, step);
+}
+
+StepNumbers trainer_next_update(Trainer *t, double lr, double grad_norm) {
+    return (StepNumbers){.update = ++t->updates,
+                         .step = t->step,
+                         .steps = t->config.train.steps,
+                         .lr = lr,
+                         .grad_scale = trainer_grad_scale(t, grad_norm)};
 }
 
 /* ---- evaluation ------------------------------------------------------------------------------------------------- */

@@ -82,6 +82,8 @@ void trainer_stop_optimizer(Trainer *t, StepReport *r);
 /* Factor that brings a gradient of this norm down to train.grad_clip. */
 float trainer_grad_scale(const Trainer *t, double grad_norm);
 double trainer_lr(const Trainer *t, int64_t step);
+/* Of the optimizer step that comes, at this rate and gradient norm: counts it among the updates. */
+StepNumbers trainer_next_update(Trainer *t, double lr, double grad_norm);
 
 /* Mean loss in nats per token over the first `batches` micro-batches of the validation windows; 0: over all of them. */
 Status trainer_evaluate(Trainer *t, int64_t batches, double *loss);

@@ -213,7 +213,11 @@ static void check_training_curve(const char *device, Case c) {
         optimizer_add_grad_squares(&opt, g.grad_square_sum);
         double norm = sqrt(test_get(&be, g.grad_square_sum, 0));
         /* torch's clip_grad_norm_ divides by norm + 1e-6 */
-        optimizer_step(&opt, step + 1, config.lr, norm > 1 ? (float)(1 / (norm + 1e-6)) : 1, NULL, NULL);
+        const StepNumbers numbers = {.update = step + 1,
+                                     .step = step + 1,
+                                     .lr = config.lr,
+                                     .grad_scale = norm > 1 ? (float)(1 / (norm + 1e-6)) : 1};
+        optimizer_step(&opt, &numbers, NULL, NULL);
     }
     /* Ten steps amplify rounding: Newton-Schulz multiplies the smallest singular values, which are rounding errors
      * where the gradient has a low rank, by up to 3.44^5 = 485. */
@@ -362,11 +366,12 @@ static double learn_by_heart(const char *device, const char *precision, Optimize
     open_model(&g, &be, &model, BATCH);
     assert_ok(optimizer_plan(&opt, &g.params, &config, &be));
     assert_ok(optimizer_allocate(&opt));
-    assert_ok(gpt_init_weights(&g, 1));
+    assert_ok(gpt_init_weights(&g, 1, 0));
     double loss = 0;
     for (int step = 1; step <= 60; step++) {
         loss = forward_backward(&g, 0);
-        optimizer_step(&opt, step, config.lr, 1, NULL, NULL);
+        optimizer_step(&opt, &(StepNumbers){.update = step, .step = step, .lr = config.lr, .grad_scale = 1}, NULL,
+                       NULL);
     }
     optimizer_free(&opt);
     gpt_free(&g);

@@ -596,7 +596,8 @@ static Tensor copy_of(Side *s, const Trial *t, uint64_t seed) {
     return t->optional ? output(s, input(s, t, t->dtype, shape3(2, t->n, t->i), seed)) : tensor_none();
 }
 
-/* v is kept away from 0 by one step from a constant: at 0 the update's slope is 1/eps. */
+/* v is kept away from 0 by one step from a constant: at 0 the update's slope is 1/eps. Variants: 1 decays cautiously.
+ */
 static void run_adamw(Side *s, const Trial *t) {
     Tensor w = output(s, state_of(s, t, 1)), m = output(s, state_of(s, t, 2)), v = output(s, state_of(s, t, 3));
     test_fill(&s->be, v, 0.5);
@@ -608,16 +609,28 @@ static void run_adamw(Side *s, const Trial *t) {
                          .decay = 0.1f,
                          .correction1 = 0.1f,
                          .correction2 = 0.05f,
-                         .grad_scale = 0.5f});
+                         .grad_scale = 0.5f,
+                         .cautious = t->variant});
 }
 
+/* Variants: 1 takes the sign. */
 static void run_momentum(Side *s, const Trial *t) {
-    MomentumStep step = {.form = t->variant & 1 ? MOMENTUM_EMA : MOMENTUM_SUM,
-                         .mu = 0.95f,
-                         .nesterov = t->variant & 2,
-                         .grad_scale = 0.5f};
+    MomentumStep step = {
+        .keep = 0.95f, .add = 0.05f, .old = 0.9f, .fresh = 1.95f, .sign = t->variant, .grad_scale = 0.5f};
     Tensor u = output(s, input(s, t, t->dtype, shape3(2, t->n, t->i), 1)), m = output(s, state_of(s, t, 2));
     op_momentum(&s->be, u, m, poisoned(s, t, state_of(s, t, 3)), step);
+}
+
+/* Variants: 1 is in place, 2 reads fp32, 3 writes fp32; of 4 to 7 v has one element a row. As in
+ * run_adamw v is kept away from 0. */
+static void run_adapt(Side *s, const Trial *t) {
+    const int variant = t->variant % 4;
+    DType from = variant == 2 ? DTYPE_F32 : t->dtype, to = variant == 3 ? DTYPE_F32 : t->dtype;
+    Tensor x = poisoned(s, t, input(s, t, from, shape3(2, t->n, t->i), 1));
+    Tensor out = variant == 1 ? x : input(s, t, to, shape3(2, t->n, t->i), 2);
+    Tensor v = input(s, t, DTYPE_F32, shape3(2, t->n, t->variant < 4 ? t->i : 1), 3);
+    test_fill(&s->be, v, 0.5);
+    op_adapt(&s->be, output(s, out), output(s, v), x, (AdaptStep){.beta2 = 0.95f, .eps = 1e-8f});
 }
 
 /* Variants: 1 is in place, 2 reads fp32, 3 writes fp32. */
@@ -628,19 +641,21 @@ static void run_normalize(Side *s, const Trial *t) {
     op_normalize(&s->be, output(s, out), x, 1e-7f);
 }
 
-/* Variants: 1 has an update of the other dtype. */
+/* Variants: 1 and 3 have an update of the other dtype, 2 and 3 decay cautiously. */
 static void run_apply_update(Side *s, const Trial *t) {
-    DType of_update = (t->dtype == DTYPE_BF16) == (t->variant == 0) ? DTYPE_BF16 : DTYPE_F32;
+    DType of_update = (t->dtype == DTYPE_BF16) == (t->variant % 2 == 0) ? DTYPE_BF16 : DTYPE_F32;
     Tensor w = output(s, state_of(s, t, 1)), copy = copy_of(s, t, 2);
-    op_apply_update(&s->be, w, copy, poisoned(s, t, input(s, t, of_update, shape3(2, t->n, t->i), 3)), 0.9f, 0.3f);
+    op_apply_update(&s->be, w, copy, poisoned(s, t, input(s, t, of_update, shape3(2, t->n, t->i), 3)),
+                    (UpdateStep){.keep = 0.9f, .step = 0.3f, .cautious = t->variant > 1});
 }
 
 static void optimizer_ops_match_ref(void **state) {
     (void)state;
-    compare_matrices("adamw", run_adamw, 1);
-    compare_matrices("momentum", run_momentum, 4);
+    compare_matrices("adamw", run_adamw, 2);
+    compare_matrices("momentum", run_momentum, 2);
+    compare_matrices("adapt", run_adapt, 8);
     compare_matrices("normalize", run_normalize, 4);
-    compare_matrices("apply_update", run_apply_update, 2);
+    compare_matrices("apply_update", run_apply_update, 4);
 }
 
 /* ---- shapes that a GPU cuts up otherwise ------------------------------------------------------------------------ */
@@ -654,6 +669,7 @@ static void aligned_views_match_ref(void **state) {
     compare_flags("sum", run_sums, t);
     compare_flags("adamw", run_adamw, t);
     for (t.variant = 0; t.variant < 4; t.variant++) compare_flags("normalize", run_normalize, t);
+    for (t.variant = 0; t.variant < 8; t.variant++) compare_flags("adapt", run_adapt, t);
     for (t.variant = 0; t.variant < 2; t.variant++) {
         compare_flags("apply_update", run_apply_update, t);
         compare_flags("copy", run_copy, t);

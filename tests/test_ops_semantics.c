@@ -335,26 +335,62 @@ static void adamw_follows_the_paper_over_three_steps(void **state) {
     test_close(&be);
 }
 
-static void check_momentum(MomentumForm form, bool nesterov, double expected_m, double expected_u) {
+static void check_momentum(MomentumStep step, double expected_m, double expected_u) {
     Backend be;
     test_open(&be, "ref", "fp32");
     Tensor u = nans(&be, DTYPE_BF16, shape1(1)), m = test_zeros(&be, DTYPE_F32, shape1(1));
     Tensor g = test_zeros(&be, DTYPE_F32, shape1(1));
     test_fill(&be, m, 8);
     test_fill(&be, g, 4);
-    op_momentum(&be, u, m, g, (MomentumStep){.form = form, .mu = 0.75f, .nesterov = nesterov, .grad_scale = 0.5f});
+    step.grad_scale = 0.5f;
+    op_momentum(&be, u, m, g, step);
     expect(&be, "m", m, &expected_m, exact);
     expect(&be, "u", u, &expected_u, exact);
     test_close(&be);
 }
 
-/* m = 8, g' = 2, mu = 3/4: all results are exact in bf16. */
-static void momentum_has_two_forms_with_and_without_nesterov(void **state) {
+/* m = 8, g' = 2: all results are exact in bf16. */
+static void momentum_is_two_linear_forms_of_the_old_one_and_the_gradient(void **state) {
     (void)state;
-    check_momentum(MOMENTUM_SUM, false, 8, 8);
-    check_momentum(MOMENTUM_SUM, true, 8, 2 + 0.75 * 8);
-    check_momentum(MOMENTUM_EMA, false, 6.5, 6.5);
-    check_momentum(MOMENTUM_EMA, true, 6.5, 0.5 + 0.75 * 6.5);
+    check_momentum((MomentumStep){.keep = 0.75f, .add = 1, .old = 0.75f, .fresh = 1}, 8, 8);
+    check_momentum((MomentumStep){.keep = 0.75f, .add = 0.25f, .old = 0.5f, .fresh = 3}, 6.5, 10);
+    check_momentum((MomentumStep){.keep = 0.75f, .add = 1, .old = 0.5f, .fresh = -3, .sign = true}, 8, -1);
+    check_momentum((MomentumStep){.keep = 0, .add = -1, .old = 0.5f, .fresh = 1, .sign = true}, -2, 1);
+}
+
+static void a_sign_keeps_zero_and_nan(void **state) {
+    (void)state;
+    Backend be;
+    test_open(&be, "ref", "fp32");
+    Tensor u = nans(&be, DTYPE_F32, shape1(4)), m = test_zeros(&be, DTYPE_F32, shape1(4));
+    Tensor g = test_zeros(&be, DTYPE_F32, shape1(4));
+    test_write(&be, g, (double[]){-1e-30, 0, 7, (double)NAN});
+    op_momentum(&be, u, m, g, (MomentumStep){.fresh = 1, .sign = true, .grad_scale = 1});
+    expect(&be, "u", u, (double[]){-1, 0, 1, (double)NAN}, exact);
+    test_close(&be);
+}
+
+/* x = (3 4 0 -1): the mean of squares is 6.5. */
+static void adapt_divides_by_the_root_of_a_second_moment_of_a_row_or_of_elements(void **state) {
+    (void)state;
+    Backend be;
+    test_open(&be, "ref", "fp32");
+    Tensor x = test_random_strided(&be, DTYPE_F32, shape2(2, 4), 1), out = nans(&be, DTYPE_F32, shape2(2, 4));
+    Tensor rows = test_random_strided(&be, DTYPE_F32, shape2(2, 1), 2), all = test_zeros(&be, DTYPE_F32, shape2(2, 4));
+    test_write(&be, x, (double[]){3, 4, 0, -1, 0, 0, 0, 0});
+    test_write(&be, rows, (double[]){8, 0});
+    op_adapt(&be, out, rows, x, (AdaptStep){.beta2 = 0.75f, .eps = 0.5f});
+    const double root = sqrt(6 + 6.5 / 4) + 0.5;
+    expect(&be, "v of rows", rows, (double[]){6 + 6.5 / 4, 0}, exact);
+    expect(&be, "by rows", out, (double[]){3 / root, 4 / root, 0, -1 / root, 0, 0, 0, 0}, rounding);
+    test_fill(&be, all, 4);
+    op_adapt(&be, x, all, x, (AdaptStep){.beta2 = 0.75f, .eps = 0.5f});
+    const double v[] = {3 + 9. / 4, 3 + 16. / 4, 3, 3 + 1. / 4, 3, 3, 3, 3};
+    double expected[8] = {3, 4, 0, -1, 0, 0, 0, 0};
+    for (int i = 0; i < 8; i++) expected[i] /= sqrt(v[i]) + 0.5;
+    expect(&be, "v of elements", all, v, exact);
+    expect(&be, "by elements, in place", x, expected, rounding);
+    test_close(&be);
 }
 
 static void normalize_divides_each_matrix_of_a_batch_by_its_own_norm(void **state) {
@@ -379,11 +415,40 @@ static void apply_update_shrinks_steps_and_refreshes_the_copy(void **state) {
     Tensor update = test_zeros(&be, DTYPE_BF16, shape2(1, 2));
     test_write(&be, w, (double[]){1, 2.001953125});
     test_write(&be, update, (double[]){2, 0});
-    op_apply_update(&be, w, copy, update, 0.5f, 0.25f);
+    op_apply_update(&be, w, copy, update, (UpdateStep){.keep = 0.5f, .step = 0.25f});
     expect(&be, "w", w, (double[]){0, 1.0009765625}, exact);
     expect(&be, "w_copy", copy, (double[]){0, 1}, exact);
-    op_apply_update(&be, w, tensor_none(), update, 1, -1);
+    op_apply_update(&be, w, tensor_none(), update, (UpdateStep){.keep = 1, .step = -1});
     expect(&be, "w without a copy", w, (double[]){2, 1.0009765625}, exact);
+    test_close(&be);
+}
+
+/* One sign, two signs, and zeros, which count as one sign. */
+static void cautious_decay_spares_weights_that_the_update_pushes_outwards(void **state) {
+    (void)state;
+    Backend be;
+    test_open(&be, "ref", "fp32");
+    Tensor w = test_zeros(&be, DTYPE_F32, shape1(6)), update = test_zeros(&be, DTYPE_F32, shape1(6));
+    test_write(&be, w, (double[]){4, 4, -4, -4, 0, 4});
+    test_write(&be, update, (double[]){2, -2, -2, 2, 2, 0});
+    op_apply_update(&be, w, tensor_none(), update, (UpdateStep){.keep = 0.5f, .step = 0.25f, .cautious = true});
+    expect(&be, "w", w, (double[]){1.5, 4.5, -1.5, -4.5, -0.5, 2}, exact);
+
+    const AdamwStep step = {.lr = 0.5f,
+                            .beta1 = 0,
+                            .beta2 = 0,
+                            .eps = 0,
+                            .decay = 1,
+                            .correction1 = 1,
+                            .correction2 = 1,
+                            .grad_scale = 1,
+                            .cautious = true};
+    Tensor m = test_zeros(&be, DTYPE_F32, shape1(4)), v = test_zeros(&be, DTYPE_F32, shape1(4));
+    Tensor four = test_zeros(&be, DTYPE_F32, shape1(4)), g = test_zeros(&be, DTYPE_F32, shape1(4));
+    test_write(&be, four, (double[]){4, 4, -4, -4});
+    test_write(&be, g, (double[]){3, -3, -3, 3}); /* updates of +1 and -1 */
+    op_adamw(&be, four, tensor_none(), m, v, g, step);
+    expect(&be, "w of adamw", four, (double[]){1.5, 4.5, -1.5, -4.5}, exact);
     test_close(&be);
 }
 
@@ -404,9 +469,12 @@ int main(void) {
         cmocka_unit_test(max_logit_runs_on_from_what_it_holds),
         cmocka_unit_test(a_nan_logit_makes_its_heads_maximum_nan_for_good),
         cmocka_unit_test(adamw_follows_the_paper_over_three_steps),
-        cmocka_unit_test(momentum_has_two_forms_with_and_without_nesterov),
+        cmocka_unit_test(momentum_is_two_linear_forms_of_the_old_one_and_the_gradient),
+        cmocka_unit_test(a_sign_keeps_zero_and_nan),
+        cmocka_unit_test(adapt_divides_by_the_root_of_a_second_moment_of_a_row_or_of_elements),
         cmocka_unit_test(normalize_divides_each_matrix_of_a_batch_by_its_own_norm),
         cmocka_unit_test(apply_update_shrinks_steps_and_refreshes_the_copy),
+        cmocka_unit_test(cautious_decay_spares_weights_that_the_update_pushes_outwards),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }

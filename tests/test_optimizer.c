@@ -98,8 +98,15 @@ static void close_toy(Toy *toy) {
     test_close(&toy->be);
 }
 
+/* Of GOLDEN_STEPS, where a schedule asks. */
+static StepNumbers numbers_of(const Toy *toy, int64_t number) {
+    return (StepNumbers){
+        .update = number, .step = number, .steps = GOLDEN_STEPS, .lr = toy->config.lr, .grad_scale = 1};
+}
+
 static void step(Toy *toy, int64_t number) {
-    optimizer_step(&toy->opt, number, toy->config.lr, 1, NULL, NULL);
+    const StepNumbers numbers = numbers_of(toy, number);
+    optimizer_step(&toy->opt, &numbers, NULL, NULL);
 }
 
 static const Route *find_route(const Toy *toy, const char *kind, int64_t layer) {
@@ -400,7 +407,9 @@ static void the_clipping_factor_scales_every_gradient(void **state) {
     open_toy(&clipped, "fp32", &config);
     open_toy(&scaled, "fp32", &config);
     op_scale(&scaled.be, scaled.params.grad, .25f);
-    optimizer_step(&clipped.opt, 1, config.lr, .25f, NULL, NULL);
+    StepNumbers numbers = numbers_of(&clipped, 1);
+    numbers.grad_scale = .25f;
+    optimizer_step(&clipped.opt, &numbers, NULL, NULL);
     step(&scaled, 1);
     assert_tensors_close("weights", &clipped.be, clipped.params.master, &scaled.be, scaled.params.master,
                          (Tolerance){.absolute = 1e-7});
@@ -419,8 +428,10 @@ static void adamw_keeps_its_own_rate_in_proportion_to_the_schedule(void **state)
     Toy a, b;
     open_toy(&a, "fp32", &own);
     open_toy(&b, "fp32", &same);
-    optimizer_step(&a.opt, 1, own.lr / 2, 1, NULL, NULL);
-    optimizer_step(&b.opt, 1, same.lr, 1, NULL, NULL);
+    StepNumbers half = numbers_of(&a, 1);
+    half.lr = own.lr / 2;
+    optimizer_step(&a.opt, &half, NULL, NULL);
+    step(&b, 1);
     assert_tensors_close("embed", &a.be, weights_of(&a, a.params.master, "embed"), &b.be,
                          weights_of(&b, b.params.master, "embed"), (Tolerance){.absolute = 1e-7});
     close_toy(&a);
@@ -534,8 +545,10 @@ static void the_observer_sees_every_hidden_matrix_and_changes_nothing(void **sta
             open_toy(&plain, "fp32", &config);
             double lr = frozen ? 0 : config.lr;
             Observed o = {.toy = &watched, .before = test_read(&watched.be, watched.params.master), .lr = lr};
-            optimizer_step(&watched.opt, 1, lr, 1, note_update, &o);
-            optimizer_step(&plain.opt, 1, lr, 1, NULL, NULL);
+            StepNumbers numbers = numbers_of(&watched, 1);
+            numbers.lr = lr;
+            optimizer_step(&watched.opt, &numbers, note_update, &o);
+            optimizer_step(&plain.opt, &numbers, NULL, NULL);
             assert_int_equal(o.announced, hidden_elements(&watched.params));
             assert_int_equal(o.elements, hidden_elements(&watched.params));
             assert_tensors_close("weights", &watched.be, watched.params.master, &plain.be, plain.params.master,
@@ -587,7 +600,8 @@ static void a_run_too_large_for_one_pass_comes_in_several(void **state) {
         for (int layer = 0; layer < 4; layer++)
             op_fill(&toy.be, params_block(&toy.params, toy.params.grad, 0, layer), (layer % 2 ? -1.0f : 1.0f));
         Passes p = {.be = &toy.be};
-        optimizer_step(&toy.opt, 1, config.lr, 1, count_passes, &p);
+        const StepNumbers numbers = numbers_of(&toy, 1);
+        optimizer_step(&toy.opt, &numbers, count_passes, &p);
         assert_int_equal(p.layers, 4);
         assert_int_equal(p.calls, matrices == OPTIMIZER_MUON ? 4 : 2);
         double size = matrices == OPTIMIZER_MUON ? 1 / sqrt(5 << 18) : 1;

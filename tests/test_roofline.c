@@ -61,7 +61,11 @@ static void streaming_ops_move_what_they_read_and_write(void **state) {
     assert_bytes(&be, OP_ADAMW, 60 * 7 * 4);
     op_momentum(&be, half, m, g, (MomentumStep){0});
     assert_bytes(&be, OP_MOMENTUM, 60 * (3 * 4 + 2));
-    op_apply_update(&be, full, half, other, 1, 1);
+    op_adapt(&be, half, v, other, (AdaptStep){0});
+    assert_bytes(&be, OP_ADAPT, 60 * (2 + 2 * 4 + 2));
+    op_adapt(&be, half, tensor_slice(v, 1, 0, 1), other, (AdaptStep){0});
+    assert_bytes(&be, OP_ADAPT, 60 * (2 + 2) + 6 * 2 * 4);
+    op_apply_update(&be, full, half, other, (UpdateStep){0});
     assert_bytes(&be, OP_APPLY_UPDATE, 60 * (2 * 4 + 2 + 2));
     op_layernorm(&be, half, rows, rows, other, vector, vector, 1e-5f);
     assert_bytes(&be, OP_LAYERNORM, 60 * 2 * 2 + 2 * 6 * 4 + 2 * 10 * 4);
