@@ -68,7 +68,7 @@ static void add_kind(MomentumProbe *p, int kind) {
     Tensor gradient = params_block_run(b->params, b->params->grad, kind, 0, layers, SPLIT_WHOLE);
     Tensor earlier = p->earlier[kind], share = gradient;
     if (p->micro_batches > 0) {
-        op_apply_update(b->be, earlier, tensor_none(), gradient, -1, -1);
+        op_apply_update(b->be, earlier, tensor_none(), gradient, (UpdateStep){.keep = -1, .step = -1});
         share = earlier;
     }
     for (int64_t layer = 0; layer < layers; layer++)

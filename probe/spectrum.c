@@ -213,7 +213,8 @@ static void measure_batch(SpectrumProbe *probe, const Batch *batch) {
                                       .head = (int)head,
                                       .of = what->of,
                                       .unit = whole == (what->split == SPLIT_WHOLE),
-                                      .factor = what->factor};
+                                      .step = what->step,
+                                      .decay = what->decay};
         if (whole)
             measure(probe, &records[i], matrix, rows, columns, columns);
         else

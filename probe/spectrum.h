@@ -39,7 +39,7 @@ typedef struct {
     int64_t first_layer;
     BlockSplit split; /* of the run: how the optimizer takes the matrices */
     SpectrumOf of;
-    double factor; /* of the caller, for the records: lr * scale of an update */
+    double step, decay; /* of the caller, for the records: lr s and lr wd of an update */
 } SpectrumRun;
 
 typedef struct {
@@ -48,7 +48,7 @@ typedef struct {
     int head; /* -1: the whole block */
     SpectrumOf of;
     bool unit; /* one matrix to the optimizer: the whole block, or a head where the run is split per head */
-    double factor;
+    double step, decay;
     Spectrum spectrum;
 } SpectrumRecord;
 
