@@ -52,7 +52,6 @@ static int set_up(void **state) {
     assert_ok(config_load(&f->config, NULL, sizeof options / sizeof options[0], options));
     test_open(&f->be, "cpu", "fp32");
     test_reserve(&f->be, (OpLimits){.width = 64});
-                 (OpLimits){.width = WIDTH, .vocab = 50, .batch = 1, .context = 1, .heads = HEADS, .head_size = 3});
     describe(&f->params);
     f->weights = arena_measure("weights");
     f->gradients = arena_measure("gradients");

@@ -172,6 +172,7 @@ static void statistics_follow_their_formulas(void **state) {
                          .orthogonality_error = sqrt(0.9375 * 0.9375 + 0.5625 * 0.5625),
                          .below_half = 1 / 3.0};
     assert_spectrum(spectrum_from_values(sigma, 3, 7), expected, 1e-14);
+    assert_near(spectrum_from_values((double[]){0.501, 0.5, 0.499, 1}, 4, 4).below_half, 0.25, 0);
 }
 
 static void huge_and_tiny_values_do_not_overflow(void **state) {
