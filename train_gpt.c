@@ -53,8 +53,10 @@ static Status accumulate_gradients(Trainer *t) {
 static Status update_weights(Trainer *t, StepReport *r) {
     UpdateObserver *observer = measure_sees_updates(t) ? measure_update : NULL;
 
-    trainer_start_optimizer(t);
     const StepNumbers numbers = trainer_next_update(t, r->lr, r->grad_norm);
+
+    measure_gradient(t, &numbers);
+    trainer_start_optimizer(t);
     optimizer_step(&t->optimizer, &numbers, observer, t);
     if (t->config.qk_clip.enabled)
         r->clip_count =

@@ -110,6 +110,8 @@ static const struct {
     {"activations", "lower train.micro_batch or model.context"},
     {"scratch", "lower train.micro_batch or model.context"},
     {"spectrum probe", "set probe.spectrum_every=0"},
+    {"block probes", "watch fewer probe.blocks, or set probe.collision_every, momentum_every and shadow_every to 0"},
+    {"shadow optimizers", "set probe.shadow_every=0"},
 };
 enum { REMEDIES = sizeof remedies / sizeof remedies[0] };
 

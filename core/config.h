@@ -138,7 +138,12 @@ typedef struct {
 } QkClipConfig;
 
 typedef struct {
-    int64_t spectrum_every; /* steps; 0: off */
+    int64_t spectrum_every;                                /* steps; 0: off */
+    bool orthogonality, rms;                               /* at the same steps, from the same singular values */
+    int64_t collision_every, momentum_every, shadow_every; /* steps; 0: off */
+    int64_t collision_top;                                 /* k: singular triples of a block */
+    int blocks_count;                                      /* that these three watch */
+    char blocks[LIST_MAX][NAME_SIZE];
 } ProbeConfig;
 
 typedef struct {

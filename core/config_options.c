@@ -36,6 +36,8 @@ static Choices coefficient_sets = {"muon",          "su",   "taylor",      "cubi
                                    "polar-express", "cans", "deepseek-v4", NULL};
 static Choices update_scales = {"rms", "original", "spectral", "none", NULL};
 static Choices head_blocks = {"q", "q_rope", "k", "v", "o", NULL};
+static Choices hidden_blocks = {"q",       "q_rope", "k",    "v",  "o",    "q_down",
+                                "kv_down", "k_rope", "gate", "up", "down", NULL};
 static Choices planned_gpus = {"A100", "H100", "H200", "4090", "B200", NULL};
 
 const Section config_sections[] = {
@@ -211,6 +213,20 @@ const Option config_options[] = {
 
     {WHOLE(probe.spectrum_every), .initial = "100", .maximum = 1e9, .unit = "steps",
      .help = "Between measurements of singular values; 0: off."},
+    {FLAG(probe.orthogonality), .initial = "true",
+     .help = "At these steps: how far from orthogonal the orthogonalized updates are."},
+    {FLAG(probe.rms), .initial = "true",
+     .help = "At these steps: size of weights and updates, and how large the decay lets weights grow."},
+    {LIST(probe.blocks), .initial = "[\"q\",\"k\"]", .choices = hidden_blocks,
+     .help = "Blocks that collision, momentum and shadow watch; those that the model lacks are passed over."},
+    {WHOLE(probe.collision_every), .initial = "200", .maximum = 1e9, .unit = "steps",
+     .help = "Between measurements of how updates meet the largest singular triples of the weights; 0: off."},
+    {WHOLE(probe.collision_top), .initial = "8", .minimum = 1, .maximum = 64, .unit = "triples",
+     .help = "k: how many of the largest singular triples count."},
+    {WHOLE(probe.momentum_every), .initial = "200", .maximum = 1e9, .unit = "steps",
+     .help = "Between comparisons of momentum and gradient, and of the gradients of micro-batches; 0: off."},
+    {WHOLE(probe.shadow_every), .initial = "0", .maximum = 1e9, .unit = "steps",
+     .help = "Between measurements of what AdamW and Muon would each do with the run's gradients; 0: off."},
 
     {WHOLE(checkpoint.every), .initial = "500", .maximum = 1e9, .unit = "steps",
      .help = "Between checkpoints; 0: only at the end."},

@@ -130,8 +130,12 @@ void metrics_add_number(cJSON *object, const char *name, double value) {
     cJSON_AddItemToObject(object, name, metrics_number(value));
 }
 
-void metrics_add_float(cJSON *object, const char *name, float value) {
+cJSON *metrics_float(float value) {
     char buffer[32];
     const char *text = format_number(buffer, sizeof buffer, (double)value, parse_float);
-    cJSON_AddItemToObject(object, name, text ? cJSON_CreateRaw(text) : cJSON_CreateNull());
+    return text ? cJSON_CreateRaw(text) : cJSON_CreateNull();
+}
+
+void metrics_add_float(cJSON *object, const char *name, float value) {
+    cJSON_AddItemToObject(object, name, metrics_float(value));
 }

@@ -23,3 +23,4 @@ Status metrics_write(MetricsWriter *w, cJSON *line);
 void metrics_add_number(cJSON *object, const char *name, double value);
 void metrics_add_float(cJSON *object, const char *name, float value);
 cJSON *metrics_number(double value); /* for arrays */
+cJSON *metrics_float(float value);

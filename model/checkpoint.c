@@ -172,7 +172,32 @@ done:
     return status;
 }
 
-/* The file has these tensors, in these shapes, and no others. `keys`: where in the configuration shapes come from. */
+/* State of measurements, not of training: a file may lack it, and may have some that nobody asks for. */
+static bool is_shadow(const char *name) {
+    return strncmp(name, "shadow.", sizeof "shadow." - 1) == 0;
+}
+
+static bool same_entry(const SafetensorsEntry *a, const SafetensorsEntry *b) {
+    return a->dtype == b->dtype && a->ndim == b->ndim && memcmp(a->shape, b->shape, sizeof a->shape) == 0;
+}
+
+/* Shadows that the file does not have, all of them and in these shapes, are not loaded: they start anew together. */
+static void drop_unknown_shadows(const SafetensorsFile *file, TensorList *list) {
+    bool known = true;
+    int64_t kept = 0;
+    for (int64_t i = 0; i < list->count; i++) {
+        if (!is_shadow(list->items[i].name)) continue;
+        const SafetensorsEntry expected = entry_of(&list->items[i]);
+        const SafetensorsEntry *found = safetensors_find(file, expected.name);
+        known = known && found && same_entry(found, &expected);
+    }
+    for (int64_t i = 0; i < list->count; i++)
+        if (known || !is_shadow(list->items[i].name)) list->items[kept++] = list->items[i];
+    list->count = kept;
+}
+
+/* The file has these tensors, in these shapes, and no others but shadows. `keys`: where in the configuration shapes
+ * come from. */
 static Status check_tensors(const SafetensorsFile *file, TensorList list, const char *keys) {
     for (int64_t i = 0; i < list.count; i++) {
         char found_text[96], expected_text[96];
@@ -183,17 +208,19 @@ static Status check_tensors(const SafetensorsFile *file, TensorList list, const 
             return status_error(STATUS_BAD_INPUT,
                                 "%s: there is no tensor \"%s\"; compare %s with the run's config.json", file->path,
                                 name, keys);
-        if (found->dtype != expected.dtype || found->ndim != expected.ndim ||
-            memcmp(found->shape, expected.shape, sizeof found->shape) != 0)
+        if (!same_entry(found, &expected))
             return status_error(STATUS_BAD_INPUT,
                                 "%s: tensor \"%s\" is %s, but this run needs %s; compare %s with the run's config.json",
                                 file->path, name, safetensors_describe(found, found_text, sizeof found_text),
                                 safetensors_describe(&expected, expected_text, sizeof expected_text), keys);
     }
-    if (file->count != list.count)
+    int64_t file_count = 0, list_count = 0;
+    for (int64_t i = 0; i < file->count; i++) file_count += is_shadow(file->entries[i].name) ? 0 : 1;
+    for (int64_t i = 0; i < list.count; i++) list_count += is_shadow(list.items[i].name) ? 0 : 1;
+    if (file_count != list_count)
         return status_error(STATUS_BAD_INPUT,
                             "%s: there are %lld tensors, but this run has %lld; compare %s with the run's config.json",
-                            file->path, (long long)file->count, (long long)list.count, keys);
+                            file->path, (long long)file_count, (long long)list_count, keys);
     return status_ok();
 }
 
@@ -457,11 +484,12 @@ Status checkpoint_verify(const char *dir, CheckpointState *state) {
     return status;
 }
 
-static Status open_checked(SafetensorsFile *file, const char *dir, FileId id, TensorList list, const char *keys) {
+static Status open_checked(SafetensorsFile *file, const char *dir, FileId id, TensorList *list, const char *keys) {
     char path[PATH_SIZE];
     Status status = path_join(path, dir, file_names[id]);
     if (status.code || FAILED(status, safetensors_open(file, path))) return status;
-    return check_tensors(file, list, keys);
+    drop_unknown_shadows(file, list);
+    return check_tensors(file, *list, keys);
 }
 
 static const char model_keys[] =
@@ -483,10 +511,10 @@ Status checkpoint_load(const char *dir, Gpt *gpt, CheckpointState *state, const 
     Status status;
     if (FAILED(status, checkpoint_verify(dir, &read))) return status;
     if (FAILED(status, list_model(&model, gpt))) goto done;
-    if (FAILED(status, open_checked(&model_file, dir, FILE_MODEL, model, model_keys))) goto done;
+    if (FAILED(status, open_checked(&model_file, dir, FILE_MODEL, &model, model_keys))) goto done;
     if (optimizer) {
         if (FAILED(status, list_optimizer(&moments, optimizer, optimizer_count))) goto done;
-        if (FAILED(status, open_checked(&moments_file, dir, FILE_OPTIMIZER, moments, optimizer_keys))) goto done;
+        if (FAILED(status, open_checked(&moments_file, dir, FILE_OPTIMIZER, &moments, optimizer_keys))) goto done;
         if (FAILED(status, read_tensors(&moments_file, gpt->be, moments))) goto done;
     }
     if (FAILED(status, read_model(&model_file, gpt, model))) goto done;
@@ -527,7 +555,7 @@ Status checkpoint_load_weights(const char *from, Gpt *gpt, char *dir) {
     if (FAILED(status, path_join(path, dir, file_names[FILE_CONFIG]))) return status;
     if (FAILED(status, huggingface_check_config(&gpt->config, path))) return status;
     if (FAILED(status, list_model(&model, gpt))) goto done;
-    if (FAILED(status, open_checked(&file, dir, FILE_MODEL, model, model_keys))) goto done;
+    if (FAILED(status, open_checked(&file, dir, FILE_MODEL, &model, model_keys))) goto done;
     status = read_model(&file, gpt, model);
 done:
     safetensors_close(&file);

@@ -42,7 +42,8 @@ Status checkpoint_verify(const char *dir, CheckpointState *state);
 Status checkpoint_find_newest_intact(const char *run_dir, char *dir, FILE *notes);
 
 /* Master weights and working copies, and the optimizer's tensors; optimizer NULL: the weights alone. Verifies the
- * files, then every name and shape, before the first weight changes. */
+ * files, then every name and shape, before the first weight changes. Tensors named "shadow.*" are loaded if the file
+ * has all of them, and left alone otherwise; a file may have some that are not asked for. */
 Status checkpoint_load(const char *dir, Gpt *gpt, CheckpointState *state, const NamedTensor *optimizer,
                        int64_t optimizer_count);
 

@@ -112,20 +112,39 @@ static Status check_rates(const OptimizerConfig *config) {
         config->adamw.lr);
 }
 
-Status optimizer_plan(Optimizer *opt, ParamTable *params, const OptimizerConfig *config, Backend *be) {
-    *opt = (Optimizer){.be = be, .params = params, .config = *config};
-    Status status = check_rates(config);
-    if (status.code) return status;
-    if (FAILED(status, orthogonalizer_plan(&opt->orthogonalizer, &config->muon, be))) return status;
-    if (FAILED(status, routes_build(&opt->routes, &opt->route_count, params, config))) return status;
-
-    opt->state = arena_measure("optimizer state");
+/* State and scratch of the routes. */
+static void plan_memory(Optimizer *opt) {
+    opt->state = arena_measure(opt->shadow ? "shadow optimizers" : "optimizer state");
     layout_state(opt, &opt->state);
     opt->scratch = measure_scratch(opt);
     for (int i = 0; i < opt->route_count; i++)
         if (rule_of(&opt->routes[i])->orthogonalize)
             orthogonalizer_admit(&opt->orthogonalizer, opt->routes[i].momentum.shape[2],
                                  opt->routes[i].momentum.shape[3]);
+}
+
+Status optimizer_plan(Optimizer *opt, ParamTable *params, const OptimizerConfig *config, Backend *be) {
+    *opt = (Optimizer){.be = be, .params = params, .config = *config};
+    Status status = check_rates(config);
+    if (status.code) return status;
+    if (FAILED(status, orthogonalizer_plan(&opt->orthogonalizer, &config->muon, be))) return status;
+    if (FAILED(status, routes_build(&opt->routes, &opt->route_count, params, config))) return status;
+    plan_memory(opt);
+    return status;
+}
+
+Status optimizer_plan_shadow(Optimizer *shadow, const Optimizer *opt, OptimizerKind kind, const bool *kinds) {
+    OptimizerConfig config = opt->config;
+    config.matrices = kind;
+    config.override_count = 0;
+    Status status = optimizer_plan(shadow, opt->params, &config, opt->be);
+    if (status.code) return status;
+    int kept = 0;
+    for (int i = 0; i < shadow->route_count; i++)
+        if (kinds[shadow->routes[i].kind]) shadow->routes[kept++] = shadow->routes[i];
+    shadow->route_count = kept;
+    shadow->shadow = true;
+    plan_memory(shadow);
     return status;
 }
 
@@ -225,14 +244,16 @@ static void momentum_pass(Optimizer *opt, const Route *route, const StepContext 
     OrthogonalizeBuffers buffers = layout_pass(opt, &scratch, route);
     Tensor U = buffers.x;
 
-    notify(opt, route, s, UPDATE_COMES, tensor_none());
+    if (!opt->shadow) notify(opt, route, s, UPDATE_COMES, tensor_none());
     op_momentum(opt->be, U, M, G, momentum_step(route, s));
+    if (opt->shadow && !s->observer && !rule_of(route)->second) return; /* nobody asks for the update */
     if (rule_of(route)->orthogonalize) U = orthogonalize(&opt->orthogonalizer, buffers);
     if (rule_of(route)->second) adapt(opt, route, U);
-    op_apply_update(opt->be, W, copy, U,
-                    (UpdateStep){.keep = (float)keep_of(route, s),
-                                 .step = (float)(s->lr * (double)route->scale),
-                                 .cautious = opt->config.cautious_decay});
+    if (!opt->shadow)
+        op_apply_update(opt->be, W, copy, U,
+                        (UpdateStep){.keep = (float)keep_of(route, s),
+                                     .step = (float)(s->lr * (double)route->scale),
+                                     .cautious = opt->config.cautious_decay});
     notify(opt, route, s, UPDATE_APPLIED, U);
 }
 
@@ -261,6 +282,18 @@ static void observe_adamw(Optimizer *opt, const Route *route, const StepContext 
 
 static void announce_adamw(Optimizer *opt, const Route *route, const StepContext *s) {
     notify(opt, route, s, UPDATE_COMES, tensor_none());
+}
+
+/* The update alone, into a zero weight at lr = -1. */
+static void shadow_adamw_pass(Optimizer *opt, const Route *route, const StepContext *s) {
+    Arena scratch = opt->scratch;
+    Tensor update = layout_pass(opt, &scratch, route).x;
+    Tensor g = route_view(route, opt->params, opt->params->grad);
+    AdamwStep step = s->adamw;
+    step.lr = -1, step.decay = 0;
+    op_fill(opt->be, update, 0);
+    op_adamw(opt->be, update, tensor_none(), route->momentum, route->second, g, step);
+    notify(opt, route, s, UPDATE_APPLIED, update);
 }
 
 static void for_each_pass(Optimizer *opt, const Route *route, const StepContext *s,
@@ -324,7 +357,9 @@ void optimizer_step(Optimizer *opt, const StepNumbers *numbers, UpdateObserver *
     s.observer = observer, s.context = context;
     for (int i = 0; i < opt->route_count; i++) {
         const Route *route = &opt->routes[i];
-        if (route->optimizer == OPTIMIZER_ADAMW)
+        if (route->optimizer == OPTIMIZER_ADAMW && opt->shadow)
+            for_each_pass(opt, route, &s, shadow_adamw_pass);
+        else if (route->optimizer == OPTIMIZER_ADAMW)
             step_adamw(opt, route, &s);
         else
             for_each_pass(opt, route, &s, momentum_pass);
@@ -366,6 +401,7 @@ char *optimizer_state_name(const Optimizer *opt, int route, int64_t layer, int w
     const Route *r = &opt->routes[route];
     char block[2 * NAME_SIZE];
     params_block_name(opt->params, r->kind, layer, -1, block, sizeof block);
-    snprintf(buffer, (size_t)size, "%s.%s", block, which == 0 ? rule_of(r)->first : rule_of(r)->second);
+    snprintf(buffer, (size_t)size, "%s%s.%s", opt->shadow ? "shadow." : "", block,
+             which == 0 ? rule_of(r)->first : rule_of(r)->second);
     return buffer;
 }

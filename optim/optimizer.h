@@ -69,6 +69,7 @@ typedef struct {
     Backend *be;
     ParamTable *params;
     OptimizerConfig config;
+    bool shadow; /* changes no weights: see optimizer_plan_shadow */
     int route_count;
     Route *routes;
     Arena state;   /* momentum and second moments: what a checkpoint saves */
@@ -80,6 +81,10 @@ typedef struct {
  * that matches no block or sends a norm or bias to an optimizer of matrices, a per_head entry that is no q, k, v or o,
  * an unknown coefficient set. After a failure there is nothing to free. */
 Status optimizer_plan(Optimizer *opt, ParamTable *params, const OptimizerConfig *config, Backend *be);
+/* What `kind` would do with the gradients that a run's optimizer gets, on the hidden matrices of the chosen kinds
+ * (kinds[i] for the i-th): keeps its own state and changes no weights. Its observer is told of UPDATE_APPLIED alone,
+ * with weights that are the old ones. After a failure there is nothing to free. */
+Status optimizer_plan_shadow(Optimizer *shadow, const Optimizer *opt, OptimizerKind kind, const bool *kinds);
 Status optimizer_allocate(Optimizer *opt); /* after optimizer_plan and once params has its memory; state is zero */
 void optimizer_free(Optimizer *opt);
 double optimizer_step_flops(const Optimizer *opt);     /* of the orthogonalizations; the rest is memory traffic */
@@ -100,12 +105,11 @@ void optimizer_print_routes(const Optimizer *opt, FILE *out);
 /* ---- state, tensor by tensor, for checkpoints ---------------------------------------------------------------------
  */
 
-/* State is saved per block and layer, so that files do not depend on how layers are grouped into routes:
- *      "layers.3.q.momentum"                         M of all but AdamW
- *      "layers.3.q.second"                           v of NorMuon, one number a row, and of AdaMuon
- *      "layers.3.norm1.m", "layers.3.norm1.v"        AdamW m and v
- * Each is (rows, columns) f32, contiguous. A block that is split per head is stored as it lies, head after head:
- * (heads * rows of a head, columns of a head). */
+/* A shadow's names begin with "shadow.". State is saved per block and layer, so that files do not depend on how layers
+ * are grouped into routes: "layers.3.q.momentum"                         M of all but AdamW "layers.3.q.second" v of
+ * NorMuon, one number a row, and of AdaMuon "layers.3.norm1.m", "layers.3.norm1.v"        AdamW m and v Each is (rows,
+ * columns) f32, contiguous. A block that is split per head is stored as it lies, head after head: (heads * rows of a
+ * head, columns of a head). */
 int64_t optimizer_state_count(const Optimizer *opt);
 /* The index-th tensor and its name, route by route and layer by layer. */
 Tensor optimizer_state_tensor(const Optimizer *opt, int64_t index, char *name, int64_t size);

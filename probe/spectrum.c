@@ -8,7 +8,7 @@
  *      | layer 1: h0 h1 ..  |    (heads go side by side or one              | layer 1 |
  *                                 below the other, as in the block)
  *
- * A head of q or k is a range of rows, so its matrix is contiguous in the host copy of the whole one.
+ * A head is a range of rows, or (of o) of columns, of the host copy of the whole matrix.
  *
  * What is copied is noted as a Batch. Where ops have done their work when they return, a batch is measured at once. A
  * device that runs asynchronously copies into pinned memory while the host goes on; when the last copy of the step has
@@ -22,8 +22,6 @@
  */
 #include "probe/spectrum.h"
 
-#include <cblas.h>
-#include <float.h>
 #include <lapacke.h>
 #include <math.h>
 #include <omp.h>
@@ -32,7 +30,7 @@
 #include <stdatomic.h>
 #include <stdlib.h>
 
-#include "core/ops.h"
+#include "probe/matrix.h"
 
 static const double nan_value = (double)NAN;
 
@@ -42,47 +40,61 @@ static double plogp(double p) {
     return p > 0 ? p * log(p) : 0;
 }
 
-Spectrum spectrum_from_values(const double *sigma, int64_t r) {
-    double max = 0, sum = 0, sum_sq = 0;
+static Spectrum spectrum_of_nan(void) {
+    return (Spectrum){.sigma_max = nan_value,
+                      .sigma_min = nan_value,
+                      .rms = nan_value,
+                      .entropy = nan_value,
+                      .entropy_sq = nan_value,
+                      .effective_rank = nan_value,
+                      .stable_rank = nan_value,
+                      .orthogonality_error = nan_value,
+                      .below_half = nan_value};
+}
+
+/* Entropies of values given in units of the largest, so that no square over- or underflows. */
+static void add_entropies(Spectrum *s, const double *sigma, int64_t r, double sum, double sum_sq) {
     for (int64_t i = 0; i < r; i++) {
-        if (!isfinite(sigma[i])) return (Spectrum){nan_value, nan_value, nan_value, nan_value, nan_value};
-        max = fmax(max, sigma[i]);
+        double x = sigma[i] / s->sigma_max;
+        s->entropy -= plogp(x / sum);
+        s->entropy_sq -= plogp(x * x / sum_sq);
     }
-    if (max == 0) return (Spectrum){0};
-    /* in units of the largest, so that no square over- or underflows */
+    s->entropy_sq = r > 1 ? s->entropy_sq / log((double)r) : 1;
+    s->effective_rank = exp(s->entropy);
+    s->stable_rank = sum_sq;
+}
+
+Spectrum spectrum_from_values(const double *sigma, int64_t r, int64_t length) {
+    Spectrum s = {.sigma_min = INFINITY};
+    double sum = 0, sum_sq = 0, error_sq = 0;
     for (int64_t i = 0; i < r; i++) {
-        double x = sigma[i] / max;
+        if (!isfinite(sigma[i])) return spectrum_of_nan();
+        const double deviation = sigma[i] * sigma[i] - 1;
+        s.sigma_max = fmax(s.sigma_max, sigma[i]);
+        s.sigma_min = fmin(s.sigma_min, sigma[i]);
+        s.below_half += sigma[i] < 0.5 ? 1 : 0;
+        error_sq += deviation * deviation;
+    }
+    s.below_half /= (double)r;
+    s.orthogonality_error = sqrt(error_sq);
+    if (s.sigma_max == 0) return s;
+    for (int64_t i = 0; i < r; i++) {
+        double x = sigma[i] / s.sigma_max;
         sum += x;
         sum_sq += x * x;
     }
-    double entropy = 0, entropy_sq = 0;
-    for (int64_t i = 0; i < r; i++) {
-        double x = sigma[i] / max;
-        entropy -= plogp(x / sum);
-        entropy_sq -= plogp(x * x / sum_sq);
-    }
-    return (Spectrum){.sigma_max = max,
-                      .entropy = entropy,
-                      .entropy_sq = r > 1 ? entropy_sq / log((double)r) : 1,
-                      .effective_rank = exp(entropy),
-                      .stable_rank = sum_sq};
+    s.rms = s.sigma_max * sqrt(sum_sq / ((double)r * (double)length));
+    add_entropies(&s, sigma, r, sum, sum_sq);
+    return s;
 }
 
 /* ---- singular values -------------------------------------------------------------------------------------------- */
 
-enum {
-    PANEL = 384,       /* columns (or rows) of the matrix that are converted to fp64 at a time */
-    LAPACK_BLOCK = 64, /* dsyev's workspace for n: (2 + block) n, with no block of LAPACK's wider than 64 */
-};
+enum { LAPACK_BLOCK = 64 }; /* dsyev's workspace for n: (2 + block) n, with no block of LAPACK's wider than 64 */
 
-static int64_t smaller(int64_t a, int64_t b) {
-    return a < b ? a : b;
-}
-
-/* workspace: | Gram r x r | panel r x PANEL, and after it dsyev's work | */
+/* workspace: | Gram r x r | panel, and after it dsyev's work | */
 static int64_t scratch_size(int64_t r) {
-    int64_t panel = r * PANEL, lapack = (2 + LAPACK_BLOCK) * r;
-    return panel > lapack ? panel : lapack;
+    return larger(gram_panel_size(r), (2 + LAPACK_BLOCK) * r);
 }
 
 int64_t spectrum_workspace_size(int64_t rows, int64_t columns) {
@@ -90,40 +102,12 @@ int64_t spectrum_workspace_size(int64_t rows, int64_t columns) {
     return r * r + scratch_size(r);
 }
 
-/* panel = the (rows, columns) part of `matrix`, in fp64. False if some element is not finite. */
-static bool convert_panel(double *panel, const float *matrix, int64_t stride, int64_t rows, int64_t columns) {
-    bool finite = true;
-    for (int64_t i = 0; i < rows; i++) {
-        for (int64_t j = 0; j < columns; j++) {
-            float x = matrix[i * stride + j];
-            finite &= isfinite(x) != 0;
-            panel[i * columns + j] = (double)x;
-        }
-    }
-    return finite;
-}
-
-/* The upper triangle of W Wᵀ (rows <= columns) or of Wᵀ W, panel by panel. fp64 squares of fp32 numbers are exact and
- * cannot overflow. False if W is not finite. */
-static bool gram_matrix(double *gram, const float *matrix, int64_t rows, int64_t columns, double *panel) {
-    bool wide = rows <= columns;
-    int64_t r = smaller(rows, columns), length = wide ? columns : rows;
-    for (int64_t start = 0; start < length; start += PANEL) {
-        int64_t count = smaller(PANEL, length - start);
-        double beta = start == 0 ? 0 : 1;
-        bool finite = wide ? convert_panel(panel, matrix + start, columns, rows, count)
-                           : convert_panel(panel, matrix + start * columns, columns, count, columns);
-        if (!finite) return false;
-        cblas_dsyrk(CblasRowMajor, CblasUpper, wide ? CblasNoTrans : CblasTrans, (int)r, (int)count, 1, panel,
-                    (int)(wide ? count : columns), beta, gram, (int)r);
-    }
-    return true;
-}
-
-void spectrum_singular_values(double *sigma, const float *matrix, int64_t rows, int64_t columns, double *workspace) {
+/* As spectrum_singular_values, of a matrix whose rows lie `stride` apart. */
+static void singular_values(double *sigma, const float *matrix, int64_t rows, int64_t columns, int64_t stride,
+                            double *workspace) {
     int64_t r = smaller(rows, columns);
     double *gram = workspace, *scratch = workspace + r * r;
-    bool known = gram_matrix(gram, matrix, rows, columns, scratch);
+    bool known = gram_matrix(gram, matrix, rows, columns, stride, scratch);
     /* Without vectors dsyev, dsyevd and dsyevr are the same reduction and root-free QL, and equally fast (384: 6 ms);
      * the two-stage reduction takes twice as long up to 768. Row-major upper is LAPACK's lower. */
     if (known) {
@@ -134,8 +118,7 @@ void spectrum_singular_values(double *sigma, const float *matrix, int64_t rows, 
         for (int64_t i = 0; i < r; i++) sigma[i] = nan_value;
         return;
     }
-    /* an eigenvalue below this is rounding of the larger ones: its root would be a singular value that is not there */
-    double noise = (double)r * DBL_EPSILON * sigma[r - 1];
+    double noise = gram_noise(r, sigma[r - 1]);
     for (int64_t i = 0; i < r; i++) sigma[i] = sigma[i] > noise ? sqrt(sigma[i]) : 0;
     for (int64_t i = 0, j = r - 1; i < j; i++, j--) {
         double ascending = sigma[i];
@@ -144,34 +127,22 @@ void spectrum_singular_values(double *sigma, const float *matrix, int64_t rows, 
     }
 }
 
-/* ---- the BLAS's own threads ------------------------------------------------------------------------------------- */
-
-/* OpenBLAS may be called from several threads at once only while it starts none itself. Weak: another BLAS has no such
- * functions, and then the user sees to it (MKL_NUM_THREADS=1 and the like). */
-extern void openblas_set_num_threads(int count) __attribute__((weak));
-extern int openblas_get_num_threads(void) __attribute__((weak));
-
-static int blas_threads(void) {
-    return openblas_get_num_threads ? openblas_get_num_threads() : 1;
-}
-
-static void set_blas_threads(int count) {
-    if (openblas_set_num_threads) openblas_set_num_threads(count);
+void spectrum_singular_values(double *sigma, const float *matrix, int64_t rows, int64_t columns, double *workspace) {
+    singular_values(sigma, matrix, rows, columns, columns, workspace);
 }
 
 /* ---- the probe -------------------------------------------------------------------------------------------------- */
 
 /* A run of matrices in host memory, and where its records go. */
 typedef struct {
-    int kind;
-    int64_t first_layer, layers;
-    SpectrumOf of;
-    int64_t host_offset, first_record;
+    SpectrumRun what;
+    int64_t layers, host_offset, first_record;
 } Batch;
 
 struct SpectrumProbe {
     const ParamTable *params;
     Backend *be;
+    SpectrumHeads heads;
     int threads;
     bool asynchronous; /* copies are on their way after spectrum_probe_add */
     int64_t record_count, record_capacity;
@@ -194,47 +165,68 @@ struct SpectrumProbe {
 enum { SPECTRUM_OF_COUNT = SPECTRUM_UPDATE + 1 };
 enum { HOST_ELEMENTS_MAX = 1 << 28 }; /* of one step's pinned copies */
 
-static int64_t largest(int64_t a, int64_t b) {
-    return a > b ? a : b;
+bool spectrum_has_heads(const BlockKind *kind) {
+    return kind->role == ROLE_Q || kind->role == ROLE_K;
 }
 
-static int measured_heads(const BlockKind *kind) {
-    return kind->role == ROLE_Q || kind->role == ROLE_K ? kind->heads : 0;
+/* How many heads of each matrix of a run get a record of their own. */
+static int measured_heads(const SpectrumProbe *probe, const SpectrumRun *what) {
+    const BlockKind *kind = &probe->params->kinds[what->kind];
+    bool split = probe->heads == SPECTRUM_HEADS_AS_SPLIT && what->split == SPLIT_PER_HEAD;
+    return spectrum_has_heads(kind) || split ? kind->heads : 0;
 }
 
 /* ---- measuring -------------------------------------------------------------------------------------------------- */
 
-static void measure(SpectrumProbe *probe, SpectrumRecord *record, const float *matrix, int64_t rows, int64_t columns) {
+static void measure(SpectrumProbe *probe, SpectrumRecord *record, const float *matrix, int64_t rows, int64_t columns,
+                    int64_t stride) {
     double *sigma = probe->workspaces + omp_get_thread_num() * probe->workspace_size;
     int64_t r = smaller(rows, columns);
-    spectrum_singular_values(sigma, matrix, rows, columns, sigma + r);
-    record->spectrum = spectrum_from_values(sigma, r);
+    singular_values(sigma, matrix, rows, columns, stride, sigma + r);
+    record->spectrum = spectrum_from_values(sigma, r, larger(rows, columns));
+}
+
+/* A range of rows, or of columns, of a (rows, columns) matrix of the host. */
+static void measure_head(SpectrumProbe *probe, SpectrumRecord *record, const BlockKind *block, const float *matrix,
+                         int64_t columns) {
+    bool in_rows = block->head_axis == HEADS_IN_ROWS;
+    int64_t head_rows = in_rows ? block->rows / block->heads : block->rows;
+    int64_t head_columns = in_rows ? columns : columns / block->heads;
+    int64_t offset = record->head * (in_rows ? head_rows * columns : head_columns);
+    measure(probe, record, matrix + offset, head_rows, head_columns, columns);
 }
 
 static void measure_batch(SpectrumProbe *probe, const Batch *batch) {
-    const BlockKind *block = &probe->params->kinds[batch->kind];
+    const SpectrumRun *what = &batch->what;
+    const BlockKind *block = &probe->params->kinds[what->kind];
     int64_t layers = batch->layers, rows = block->rows, columns = probe->params->params[block->param].columns;
-    int64_t heads = measured_heads(block), matrices = layers * (1 + heads);
+    int64_t heads = measured_heads(probe, what), matrices = layers * (1 + heads);
     SpectrumRecord *records = probe->records + batch->first_record;
     /* the large ones first: then no thread starts one when the others have finished */
 #pragma omp parallel for schedule(dynamic) num_threads(probe->threads)
     for (int64_t i = 0; i < matrices; i++) {
         bool whole = i < layers;
         int64_t layer = whole ? i : (i - layers) / heads, head = whole ? -1 : (i - layers) % heads;
-        int64_t head_rows = whole ? rows : rows / heads;
-        int64_t offset = batch->host_offset + (layer * rows + (whole ? 0 : head * head_rows)) * columns;
-        records[i] = (SpectrumRecord){
-            .kind = batch->kind, .layer = batch->first_layer + layer, .head = (int)head, .of = batch->of};
-        measure(probe, &records[i], probe->host + offset, head_rows, columns);
+        const float *matrix = probe->host + batch->host_offset + layer * rows * columns;
+        records[i] = (SpectrumRecord){.kind = what->kind,
+                                      .layer = what->first_layer + layer,
+                                      .head = (int)head,
+                                      .of = what->of,
+                                      .unit = whole == (what->split == SPLIT_WHOLE),
+                                      .step = what->step,
+                                      .decay = what->decay};
+        if (whole)
+            measure(probe, &records[i], matrix, rows, columns, columns);
+        else
+            measure_head(probe, &records[i], block, matrix, columns);
     }
 }
 
 /* All that have been copied, and forgets them. */
 static void measure_batches(SpectrumProbe *probe) {
-    int blas_threads_before = blas_threads();
-    set_blas_threads(1);
+    int threads_before = blas_begin_serial();
     for (int64_t i = 0; i < probe->batch_count; i++) measure_batch(probe, &probe->batches[i]);
-    set_blas_threads(blas_threads_before);
+    blas_end_serial(threads_before);
     probe->batch_count = 0;
     probe->host_used = 0;
 }
@@ -267,6 +259,16 @@ static void join_worker(SpectrumProbe *probe) {
 
 /* ---- life ------------------------------------------------------------------------------------------------------- */
 
+/* Of a layer of this kind over a step. */
+static int64_t records_per_layer(const SpectrumProbe *probe, int kind) {
+    int64_t records = 0;
+    for (int of = 0; of < SPECTRUM_OF_COUNT; of++) {
+        BlockSplit split = of == SPECTRUM_WEIGHT ? SPLIT_WHOLE : SPLIT_PER_HEAD;
+        records += 1 + measured_heads(probe, &(SpectrumRun){.kind = kind, .split = split});
+    }
+    return records;
+}
+
 /* Sizes of everything. Host copies hold the longest run at least, and more of the step's where that is of use. */
 static void plan(SpectrumProbe *probe) {
     const ParamTable *params = probe->params;
@@ -277,15 +279,14 @@ static void plan(SpectrumProbe *probe) {
         int64_t layers = params_kind_layers(params, i), columns = params->params[kind->param].columns;
         int64_t elements = kind->rows * columns;
         int64_t workspace = smaller(kind->rows, columns) + spectrum_workspace_size(kind->rows, columns);
-        CHECK(measured_heads(kind) == 0 || kind->head_axis == HEADS_IN_ROWS, "heads of %s are columns", kind->name);
-        probe->record_capacity += SPECTRUM_OF_COUNT * layers * (1 + measured_heads(kind));
-        probe->stage_elements = largest(probe->stage_elements, elements);
-        probe->host_elements = largest(probe->host_elements, layers * elements);
-        probe->workspace_size = largest(probe->workspace_size, workspace);
+        probe->record_capacity += layers * records_per_layer(probe, i);
+        probe->stage_elements = larger(probe->stage_elements, elements);
+        probe->host_elements = larger(probe->host_elements, layers * elements);
+        probe->workspace_size = larger(probe->workspace_size, workspace);
         all_elements += SPECTRUM_OF_COUNT * layers * elements;
     }
     if (probe->asynchronous)
-        probe->host_elements = largest(probe->host_elements, smaller(all_elements, HOST_ELEMENTS_MAX));
+        probe->host_elements = larger(probe->host_elements, smaller(all_elements, HOST_ELEMENTS_MAX));
 }
 
 static bool allocate_host(SpectrumProbe *probe) {
@@ -296,11 +297,12 @@ static bool allocate_host(SpectrumProbe *probe) {
     return probe->records && probe->batches && probe->host && probe->workspaces;
 }
 
-Status spectrum_probe_create(SpectrumProbe **out, const ParamTable *params, Backend *be) {
+Status spectrum_probe_create(SpectrumProbe **out, const ParamTable *params, Backend *be, SpectrumHeads heads) {
     SpectrumProbe *probe = calloc(1, sizeof *probe);
     if (!probe) return status_error(STATUS_OUT_OF_MEMORY, "no memory for the spectrum probe");
     probe->params = params;
     probe->be = be;
+    probe->heads = heads;
     probe->threads = be->threads > 0 ? be->threads : omp_get_max_threads();
     probe->asynchronous = backend_is_asynchronous(be);
     sem_init(&probe->copied, 0, 0);
@@ -341,29 +343,11 @@ int64_t spectrum_probe_bytes(const SpectrumProbe *probe) {
 
 /* ---- copying ---------------------------------------------------------------------------------------------------- */
 
-/* Every layer's whole matrix, row-major at `host`, whatever the run's split, strides and dtype. */
-static void fetch_run(SpectrumProbe *probe, Tensor run, HeadAxis axis, float *host) {
-    int64_t heads = run.shape[1], rows = run.shape[2], columns = run.shape[3];
-    int64_t elements = heads * rows * columns;
-    bool in_rows = axis == HEADS_IN_ROWS;
-    Tensor whole = tensor_1d(probe->stage, DTYPE_F32, elements);
-    Tensor by_head = tensor_as_3d(whole, heads, rows, columns);
-    if (!in_rows) {
-        by_head.stride[0] = columns;
-        by_head.stride[1] = heads * columns;
-    }
-    for (int64_t layer = 0; layer < run.shape[0]; layer++) {
-        op_copy(probe->be, by_head, tensor_index(run, layer));
-        backend_to_host_later(probe->be, host + layer * elements, whole);
-    }
-}
-
-void spectrum_probe_add(SpectrumProbe *probe, int kind, int64_t first_layer, BlockSplit split, Tensor run,
-                        SpectrumOf of) {
-    const BlockKind *block = &probe->params->kinds[kind];
+void spectrum_probe_add(SpectrumProbe *probe, SpectrumRun what, Tensor run) {
+    const BlockKind *block = &probe->params->kinds[what.kind];
     int64_t layers = run.shape[0], rows = block->rows, columns = probe->params->params[block->param].columns;
-    int64_t elements = layers * rows * columns, matrices = layers * (1 + measured_heads(block));
-    CHECK(run.ndim == 4 && run.shape[1] == (split == SPLIT_PER_HEAD ? block->heads : 1) &&
+    int64_t elements = layers * rows * columns, matrices = layers * (1 + measured_heads(probe, &what));
+    CHECK(run.ndim == 4 && run.shape[1] == (what.split == SPLIT_PER_HEAD ? block->heads : 1) &&
               run.shape[1] * run.shape[2] * run.shape[3] == rows * columns,
           "the run is not one of %s", block->name);
     CHECK(elements <= probe->host_elements, "%lld layers of %s", (long long)layers, block->name);
@@ -371,13 +355,9 @@ void spectrum_probe_add(SpectrumProbe *probe, int kind, int64_t first_layer, Blo
     CHECK(!probe->working, "%s was added after the step was finished", block->name);
     if (probe->host_used + elements > probe->host_elements) measure_now(probe);
 
-    fetch_run(probe, run, block->head_axis, probe->host + probe->host_used);
-    probe->batches[probe->batch_count++] = (Batch){.kind = kind,
-                                                   .first_layer = first_layer,
-                                                   .layers = layers,
-                                                   .of = of,
-                                                   .host_offset = probe->host_used,
-                                                   .first_record = probe->record_count};
+    fetch_run(probe->be, probe->stage, run, block->head_axis, probe->host + probe->host_used);
+    probe->batches[probe->batch_count++] =
+        (Batch){.what = what, .layers = layers, .host_offset = probe->host_used, .first_record = probe->record_count};
     probe->host_used += elements;
     probe->record_count += matrices;
     if (!probe->asynchronous) measure_batches(probe);

@@ -188,15 +188,18 @@ Status trainer_create_run(Trainer *t) {
 
 /* ---- checkpoints ------------------------------------------------------------------------------------------------ */
 
-/* The optimizer's tensors by name; the caller frees *tensors. */
-static Status optimizer_tensors(const Optimizer *opt, NamedTensor **tensors, int64_t *count) {
-    *count = optimizer_state_count(opt);
+/* The tensors of optimizer and measurements by name; the caller frees *tensors. */
+static Status state_tensors(Trainer *t, NamedTensor **tensors, int64_t *count) {
+    const Optimizer *opt = &t->optimizer;
+    const int64_t of_optimizer = optimizer_state_count(opt);
+    *count = of_optimizer + measure_state(t, NULL);
     *tensors = calloc((size_t)*count, sizeof **tensors);
     if (!*tensors) return status_error(STATUS_OUT_OF_MEMORY, "no memory to name %lld tensors", (long long)*count);
-    for (int64_t i = 0; i < *count; i++) {
+    for (int64_t i = 0; i < of_optimizer; i++) {
         NamedTensor *entry = &(*tensors)[i];
         entry->tensor = optimizer_state_tensor(opt, i, entry->name, sizeof entry->name);
     }
+    measure_state(t, *tensors + of_optimizer);
     return status_ok();
 }
 
@@ -216,7 +219,7 @@ Status trainer_save_checkpoint(Trainer *t) {
     Status status;
 
     if (FAILED(status, checkpoint_path(dir, t->run_dir, t->step))) goto done;
-    if (FAILED(status, optimizer_tensors(&t->optimizer, &tensors, &count))) goto done;
+    if (FAILED(status, state_tensors(t, &tensors, &count))) goto done;
     config = config_to_json(&t->config);
     state.config_json = config;
     if (FAILED(status, checkpoint_save(dir, &t->gpt, &state, tensors, count))) goto done;
@@ -268,7 +271,7 @@ Status trainer_resume(Trainer *t, const char *run_dir) {
     snprintf(t->run_dir, sizeof t->run_dir, "%s", run_dir);
     if (FAILED(status, check_same_run(&t->config, run_dir))) goto done;
     if (FAILED(status, checkpoint_find_newest_intact(run_dir, dir, stderr))) goto done;
-    if (FAILED(status, optimizer_tensors(&t->optimizer, &tensors, &count))) goto done;
+    if (FAILED(status, state_tensors(t, &tensors, &count))) goto done;
     if (FAILED(status, checkpoint_load(dir, &t->gpt, &state, tensors, count))) goto done;
     if (state.data_fingerprint != dataset_fingerprint(t->train_data)) {
         status =
@@ -280,6 +283,7 @@ Status trainer_resume(Trainer *t, const char *run_dir) {
     t->step = state.step;
     t->updates = state.updates;
     t->samples = state.samples;
+    measure_resume(t);
     if (FAILED(status, write_config(t))) goto done; /* what was changed holds for the next resume too */
     status = metrics_open(&t->metrics, run_dir, t->step);
 done:
@@ -339,7 +343,7 @@ void trainer_stop_optimizer(Trainer *t, StepReport *r) {
     backend_mark(&t->backend, MARK_OPTIMIZER_END);
     t->optimizer_pending = true;
     if (!backend_is_asynchronous(&t->backend))
-        r->optimizer_seconds = take_optimizer_seconds(t) - t->measurements.seconds;
+        r->optimizer_seconds = take_optimizer_seconds(t) - t->measurements.update_seconds;
 }
 
 float trainer_grad_scale(const Trainer *t, double grad_norm) {
