@@ -151,10 +151,6 @@ def plot_logit_bound(runs, theme, _role):
     return figure
 
 
-def chance(record):
-    return number(record.get("mean_square")) / number(record.get("chance"))
-
-
 def plot_collision(runs, theme, role):
     figure, grid = new_figure(runs, theme, 1, 3, (13, 4))
     growth, square, aligned = grid[0]
@@ -170,8 +166,7 @@ def plot_collision(runs, theme, role):
     growth.set_title(f"W_{role}: change of its top singular values")
     growth.set_xlabel("predicted: -lr (s c + wd σ)")
     growth.set_ylabel("realised")
-    draw_bands(square, runs, theme, "collision", lambda record: chance(record),
-               "Mean square of c_i = u_iᵀ O v_i, relative to chance", role=role)
+    draw_bands(square, runs, theme, "collision", "relative", "Mean square of c_i = u_iᵀ O v_i, relative to chance", role=role)
     square.set_yscale("log")
     draw_bands(aligned, runs, theme, "collision", mean_of("align_update"), "Alignment of the top subspaces", role=role,
                band=False)
