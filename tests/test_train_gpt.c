@@ -123,12 +123,15 @@ static void assert_same_step(Fixture *f, const char *a, const char *b, int step)
 
 /* ---- training --------------------------------------------------------------------------------------------------- */
 
+/* Every measurement of updates, on steps of its own. */
+static const char measured[] = "probe.collision_every=4 probe.momentum_every=2 probe.shadow_every=3";
+
 static void a_resumed_run_equals_the_uninterrupted_one_bit_for_bit(void **state) {
     Fixture *f = *state;
     static const char *const settings[] = {"precision=fp32", "precision=bf16", "precision=fp32 model.attention=mla",
                                            "precision=bf16 model.attention=mla model.q_rank=0"};
     for (int i = 0; i < 4; i++) {
-        expect(f, run(f, "name=whole %s %s threads=2", settings[i], tiny), 0, "8 steps");
+        expect(f, run(f, "name=whole %s %s %s threads=2", settings[i], tiny, measured), 0, "8 steps");
         shell(f, "cp -r runs/whole runs/cut && rm -r runs/cut/checkpoints/step_00000008");
         expect(f, run(f, "--resume runs/cut"), 0, "8 steps");
         shell(f, "diff -r runs/whole/checkpoints/step_00000008 runs/cut/checkpoints/step_00000008");
@@ -203,6 +206,152 @@ static void metrics_hold_every_documented_field(void **state) {
     assert_int_equal(cJSON_GetArraySize(cJSON_GetArrayItem(heads, 0)), 2);
     assert_int_equal(cJSON_GetObjectItem(line, "tokens")->valueint, 4 * 4 * 16);
     cJSON_Delete(line);
+}
+
+static void expect_rows(Fixture *f, const char *file, int step, const char *field, int rows) {
+    cJSON *line = metrics_line(f, file, step);
+    const cJSON *list = cJSON_GetObjectItem(line, field);
+    if (rows == 0 && list) fail_msg("step %d has %s", step, field);
+    if (rows > 0 && cJSON_GetArraySize(list) != rows)
+        fail_msg("step %d has %d rows of %s instead of %d", step, cJSON_GetArraySize(list), field, rows);
+    cJSON_Delete(line);
+}
+
+/* 2 layers of q and k, and 2 shadows of each; 7 hidden matrices a layer, with o split into its 2 heads. */
+static void measurements_of_updates_come_at_their_steps(void **state) {
+    Fixture *f = *state;
+    static const char *const optimizers[] = {"muon", "adamw"};
+    for (int i = 0; i < 2; i++) {
+        const bool muon = i == 0;
+        char file[40];
+        snprintf(file, sizeof file, "runs/%s/metrics.jsonl", optimizers[i]);
+        expect(f,
+               run(f, "name=%s %s %s optimizer.matrices=%s optimizer.muon.per_head='[\"o\"]'", optimizers[i], tiny,
+                   measured, optimizers[i]),
+               0, "8 steps");
+        for (int step = 1; step <= 8; step++) {
+            const bool spectra = step == 1 || step % 4 == 0;
+            expect_rows(f, file, step, "collision", step == 1 || step % 4 == 0 ? 4 : 0);
+            expect_rows(f, file, step, "momentum", step == 1 || step % 2 == 0 ? 4 : 0);
+            expect_rows(f, file, step, "shadow", step == 1 || step % 3 == 0 ? 8 : 0);
+            expect_rows(f, file, step, "blocks", spectra ? 14 : 0);
+            /* muon: 6 whole matrices and 2 heads of o a layer; adamw orthogonalizes nothing */
+            if (muon || !spectra) expect_rows(f, file, step, "orthogonality", spectra ? 16 : 0);
+        }
+    }
+}
+
+static double number(const cJSON *row, const char *name) {
+    const cJSON *item = cJSON_GetObjectItem(row, name);
+    if (!cJSON_IsNumber(item)) fail_msg("%s is no number", name);
+    return item->valuedouble;
+}
+
+static double first_number(const cJSON *row, const char *name) {
+    return cJSON_GetArrayItem(cJSON_GetObjectItem(row, name), 0)->valuedouble;
+}
+
+static void assert_near(double got, double expected, double tolerance) {
+    if (!(fabs(got - expected) <= tolerance)) fail_msg("%.9g instead of %.9g", got, expected);
+}
+
+/* The first row of a field in step 1. */
+static const cJSON *first_row(cJSON *line, const char *field) {
+    const cJSON *row = cJSON_GetArrayItem(cJSON_GetObjectItem(line, field), 0);
+    if (!row) fail_msg("no row of %s", field);
+    return row;
+}
+
+/* What different probes say of one matrix, the first layer's q: wd is 0.1, and s = 0.2 sqrt(16). */
+static void measurements_of_one_step_agree(void **state) {
+    Fixture *f = *state;
+    run(f, "name=a %s %s probe.blocks='[\"q\"]' qk_clip.enabled=false", tiny, measured);
+    cJSON *line = metrics_line(f, "runs/a/metrics.jsonl", 1);
+    const cJSON *q = first_row(line, "collision"), *block = first_row(line, "blocks");
+    const cJSON *orthogonality = first_row(line, "orthogonality");
+    const cJSON *muon = cJSON_GetArrayItem(cJSON_GetObjectItem(line, "shadow"), 2);
+    assert_int_equal(cJSON_GetArraySize(cJSON_GetObjectItem(line, "collision")), 2);
+    assert_string_equal(cJSON_GetObjectItem(muon, "optimizer")->valuestring, "muon");
+    assert_string_equal(cJSON_GetObjectItem(block, "role")->valuestring, "q");
+
+    const double lr = number(line, "lr"), scale = 0.2 * 4, wd = 0.1;
+    const double c = first_number(q, "c"), sigma = first_number(q, "sigma"), predicted = first_number(q, "predicted");
+    assert_near(predicted, -lr * scale * c - lr * wd * sigma, 1e-9);
+    assert_near(number(muon, "sigma_change"), predicted, 1e-9);
+    assert_near(number(muon, "collision"), number(q, "relative"), 1e-6);
+    assert_near(number(muon, "rms"), number(block, "update_rms"), 1e-9);
+    assert_near(number(block, "spectral_norm"), sigma + first_number(q, "realised"), 1e-7);
+    assert_near(number(block, "decay_bound"), scale * number(orthogonality, "max") / wd, 1e-3);
+    cJSON_Delete(line);
+}
+
+static void elements_bound_the_norm_under_adamw_and_nothing_does_without_decay(void **state) {
+    Fixture *f = *state;
+    run(f, "name=a %s optimizer.matrices=adamw optimizer.weight_decay=0.05", tiny);
+    cJSON *line = metrics_line(f, "runs/a/metrics.jsonl", 1);
+    assert_near(number(first_row(line, "blocks"), "decay_bound"), 16 / 0.05, 1e-3); /* sqrt(n m) / wd */
+    assert_int_equal(cJSON_GetArraySize(cJSON_GetObjectItem(line, "orthogonality")), 0);
+    cJSON_Delete(line);
+    static const char *const unbounded[] = {"matrices=adamw optimizer.weight_decay=0", "matrices=sgd",
+                                            "cautious_decay=true"};
+    for (int i = 0; i < 3; i++) {
+        run(f, "name=b%d %s probe.orthogonality=false optimizer.%s", i, tiny, unbounded[i]);
+        char file[40];
+        snprintf(file, sizeof file, "runs/b%d/metrics.jsonl", i);
+        line = metrics_line(f, file, 1);
+        assert_true(cJSON_IsNull(cJSON_GetObjectItem(first_row(line, "blocks"), "decay_bound")));
+        assert_null(cJSON_GetObjectItem(line, "orthogonality"));
+        cJSON_Delete(line);
+    }
+}
+
+static void measurements_of_updates_change_no_weight(void **state) {
+    Fixture *f = *state;
+    static const char off[] = "probe.spectrum_every=0 probe.collision_every=0 probe.momentum_every=0 "
+                              "probe.shadow_every=0";
+    static const char on[] = "probe.spectrum_every=1 probe.collision_every=1 probe.momentum_every=1 "
+                             "probe.shadow_every=1 "
+                             "probe.blocks='[\"q\",\"k\",\"v\",\"o\",\"gate\",\"up\",\"down\"]'";
+    static const char *const optimizers[] = {"muon", "adamw", "normuon", "sgd", "lion"};
+    for (int i = 0; i < 5; i++) {
+        expect(f, run(f, "name=on %s optimizer.matrices=%s %s", tiny, optimizers[i], on), 0, "8 steps");
+        expect(f, run(f, "name=off %s optimizer.matrices=%s %s", tiny, optimizers[i], off), 0, "8 steps");
+        shell(f, "cmp runs/on/checkpoints/step_00000008/model.safetensors "
+                 "runs/off/checkpoints/step_00000008/model.safetensors");
+        expect_rows(f, "runs/on/metrics.jsonl", 7, "collision", 14);
+        shell(f, "rm -r runs");
+    }
+}
+
+/* 4 micro-batch forwards of 9 linears each lie before step 3. */
+static void a_skipped_step_measures_nothing(void **state) {
+    Fixture *f = *state;
+    static const char *const fields[] = {"collision", "momentum", "shadow", "spectrum", "blocks"};
+    run(f,
+        "name=a debug.fault=linear:37 %s probe.spectrum_every=3 probe.collision_every=3 probe.momentum_every=3 "
+        "probe.shadow_every=3",
+        tiny);
+    for (size_t i = 0; i < sizeof fields / sizeof fields[0]; i++) {
+        expect_rows(f, "runs/a/metrics.jsonl", 3, fields[i], 0);
+        cJSON *line = metrics_line(f, "runs/a/metrics.jsonl", 6);
+        first_row(line, fields[i]);
+        cJSON_Delete(line);
+    }
+}
+
+static void shadows_start_anew_where_a_checkpoint_has_none(void **state) {
+    Fixture *f = *state;
+    run(f, "name=without %s probe.shadow_every=0", tiny);
+    run(f, "name=with %s %s", tiny, measured);
+    run(f, "name=other %s %s", tiny, measured);
+    shell(f, "rm -r runs/*/checkpoints/step_00000008");
+    expect(f, run(f, "--resume runs/without %s", measured), 0, "8 steps");
+    expect_rows(f, "runs/without/metrics.jsonl", 6, "shadow", 8);
+    expect(f, run(f, "--resume runs/with probe.shadow_every=0"), 0, "8 steps");
+    expect_rows(f, "runs/with/metrics.jsonl", 6, "shadow", 0);
+    /* other blocks than the file has: all of them anew */
+    expect(f, run(f, "--resume runs/other probe.blocks='[\"q\",\"v\"]'"), 0, "8 steps");
+    expect_rows(f, "runs/other/metrics.jsonl", 6, "shadow", 8);
 }
 
 static void qk_clip_is_logged_when_a_head_passes_tau(void **state) {
@@ -515,6 +664,12 @@ int main(void) {
         PROGRAM_TEST(the_same_seed_gives_the_same_bits_and_another_seed_others),
         PROGRAM_TEST(a_run_never_overwrites_another),
         PROGRAM_TEST(metrics_hold_every_documented_field),
+        PROGRAM_TEST(measurements_of_updates_come_at_their_steps),
+        PROGRAM_TEST(measurements_of_one_step_agree),
+        PROGRAM_TEST(elements_bound_the_norm_under_adamw_and_nothing_does_without_decay),
+        PROGRAM_TEST(measurements_of_updates_change_no_weight),
+        PROGRAM_TEST(a_skipped_step_measures_nothing),
+        PROGRAM_TEST(shadows_start_anew_where_a_checkpoint_has_none),
         PROGRAM_TEST(qk_clip_is_logged_when_a_head_passes_tau),
         PROGRAM_TEST(progress_fits_into_80_columns),
         PROGRAM_TEST(a_nan_in_a_step_skips_it_and_leaves_the_weights),
