@@ -600,24 +600,37 @@ void cpu_attention(Backend *be, Tensor out, Tensor lse, Tensor max_logit, Tensor
 
 /* ---- census ----------------------------------------------------------------------------------------------------- */
 
-/* The bits of a row's logits at their extremes. Among numbers that are not negative, and among those that are, bits
- * order as magnitudes do; so `highest` is the maximum if one is not negative, and `lowest` the minimum if one is. A NaN
- * is beyond infinity, on its sign's side. */
+/* The bits of logits at their extremes. Among numbers that are not negative, and among those that are, bits order as
+ * magnitudes do; so `highest` is the maximum if one is not negative, and `lowest` the minimum if one is. A NaN is
+ * beyond infinity, on its sign's side. */
 typedef struct {
     int32_t highest;
     uint32_t lowest;
-} RowExtremes;
+} Extremes;
 
-static RowExtremes extremes_of(LogitRow row, float scale) {
+/* Of rows that lie KEY_TILE apart; inlined with a constant number of them, which are compared before the lanes are. */
+INLINE Extremes extremes_of(const float *s, int64_t rows, int64_t width, float scale) {
     int32_t highest = INT32_MIN;
     uint32_t lowest = 0;
 #pragma omp simd reduction(max : highest, lowest)
-    for (int64_t c = 0; c < row.width; c++) {
-        uint32_t bits = bits_from_float(scale * row.s[c]);
-        highest = (int32_t)bits > highest ? (int32_t)bits : highest;
-        lowest = bits > lowest ? bits : lowest;
-    }
-    return (RowExtremes){highest, lowest};
+    for (int64_t c = 0; c < width; c++)
+        for (int64_t r = 0; r < rows; r++) {
+            uint32_t bits = bits_from_float(scale * s[r * KEY_TILE + c]);
+            highest = (int32_t)bits > highest ? (int32_t)bits : highest;
+            lowest = bits > lowest ? bits : lowest;
+        }
+    return (Extremes){highest, lowest};
+}
+
+static bool extremes_hold_nan(Extremes e) {
+    const uint32_t minus_infinity = 0xff800000u;
+    return isnan(float_from_bits((uint32_t)e.highest)) || e.lowest > minus_infinity;
+}
+
+/* Without NaN. */
+static float largest_magnitude(Extremes e) {
+    float highest = fabsf(float_from_bits((uint32_t)e.highest)), lowest = fabsf(float_from_bits(e.lowest));
+    return highest > lowest ? highest : lowest;
 }
 
 /* Of a row without NaN. */
@@ -660,24 +673,36 @@ static void note_peak(HeadCensus *head, int which, float value, LogitRow row, fl
 }
 
 static void census_row(HeadCensus *head, LogitRow row, CensusParams p, int64_t i, int64_t j0) {
-    const uint32_t minus_zero = 0x80000000u, minus_infinity = 0xff800000u;
-    hide(row, row.s[0]); /* it is among the visible ones already: no maximum notices */
-    RowExtremes found = extremes_of(row, p.scale);
-    float highest = float_from_bits((uint32_t)found.highest), magnitude = fabsf(float_from_bits(found.lowest));
-    if (found.lowest > minus_infinity) highest = magnitude = NAN;
-    if (found.highest < 0 && !isnan(highest)) highest = largest_of(row, p.scale);
-    if (found.lowest < minus_zero || !(magnitude > highest)) magnitude = fabsf(highest);
-    note_peak(head, PEAK_SIGNED, highest, row, p.scale, i, j0);
-    note_peak(head, PEAK_MAGNITUDE, magnitude, row, p.scale, i, j0);
-    if (!(highest <= p.threshold)) head->above += count_above(row, p.scale, p.threshold);
+    Extremes e = extremes_of(row.s, 1, row.width, p.scale);
+    bool nan = extremes_hold_nan(e);
+    float largest = nan ? NAN : largest_of(row, p.scale);
+    note_peak(head, PEAK_SIGNED, largest, row, p.scale, i, j0);
+    note_peak(head, PEAK_MAGNITUDE, nan ? NAN : largest_magnitude(e), row, p.scale, i, j0);
+    head->above += count_above(row, p.scale, p.threshold);
+}
+
+/* Whether a block of logits with these extremes changes the census, and its rows are to be looked at one by one. If all
+ * are negative, only they know the largest. */
+static bool changes_census(const HeadCensus *head, Extremes e, float threshold) {
+    float highest = e.highest < 0 ? 0 : float_from_bits((uint32_t)e.highest);
+    return extremes_hold_nan(e) || highest >= head->peak[PEAK_SIGNED].value || highest > threshold ||
+           largest_magnitude(e) >= head->peak[PEAK_MAGNITUDE].value;
 }
 
 static void census_block(const Attention *a, Workspace *w, Meeting m, int64_t r, HeadCensus *head, CensusParams p) {
-    int64_t keys = keys_of_block(a, m, r), ldk = a->extent.key_columns;
+    int64_t keys = keys_of_block(a, m, r), ldk = a->extent.key_columns, rows = min64(TILE_ROWS, m.rows - r);
     if (keys == 0) return;
     block_product(a, w->s, w->q_rows + r * ldk / a->depth, ldk, w->k_transposed + m.j0 * a->key_words, keys, a->D);
-    for (int64_t i = r; i < min64(r + TILE_ROWS, m.rows); i++)
-        census_row(head, logit_row(a, m, i, w->s + (i - r) * KEY_TILE), p, m.i0 + i, m.j0);
+    for (int64_t i = 0; i < TILE_ROWS; i++) { /* what is not to be seen repeats what is: no maximum notices */
+        if (i < rows)
+            hide(logit_row(a, m, r + i, w->s + i * KEY_TILE), w->s[i * KEY_TILE]);
+        else
+            memcpy(w->s + i * KEY_TILE, w->s, KEY_TILE * sizeof *w->s);
+    }
+    int64_t width = logit_row(a, m, r, w->s).width;
+    if (!changes_census(head, extremes_of(w->s, TILE_ROWS, width, p.scale), p.threshold)) return;
+    for (int64_t i = 0; i < rows; i++)
+        census_row(head, logit_row(a, m, r + i, w->s + i * KEY_TILE), p, m.i0 + r + i, m.j0);
 }
 
 static void census_head(const Attention *a, Workspace *w, int64_t b, int64_t h, HeadCensus *head, CensusParams p) {
@@ -715,8 +740,9 @@ static void merge_census(const Attention *a, const HeadCensus *heads, float *pea
     }
 }
 
-/* Costs the products q kᵀ and two comparisons a logit: no softmax, no values. Logits have the bits that cpu_attention
- * has. */
+/* Costs little more than the products q kᵀ, which are a third of cpu_attention, and gives logits of the same bits.
+ * Processor time as above: 3.4 ms with bf16 operands (attention 9.2), 6.4 with fp32 (14.0); where half of all logits
+ * are above the threshold, 0.9 ms more. */
 void cpu_logit_census(Backend *be, Tensor peak, Tensor place, Tensor above, Tensor q, Tensor k, CensusParams p) {
     Attention a = attention_of(q, k, k, tensor_none(), tensor_none(), (AttentionParams){.scale = p.scale});
     HeadCensus *heads = be->scratch;
