@@ -356,16 +356,18 @@ static void run_rmsnorm_grad(Side *s, const Trial *t) {
     op_rmsnorm_grad(&s->be, dx, dw, dout, x, rstd, w);
 }
 
-/* Variants: 1 has a NaN in max, 2 a maximum that no row reaches. */
+/* Variants: 1 has a NaN in max, 2 a maximum that no row reaches, 3 a NaN with its sign set in x. */
 static void run_max_norm(Side *s, const Trial *t) {
     Tensor max = output(s, test_zeros(&s->be, DTYPE_F32, shape1(1)));
     test_set(&s->be, max, 0, t->variant == 1 ? (double)NAN : t->variant == 2 ? 1e6 : 0);
-    op_max_norm(&s->be, max, poisoned(s, t, input(s, t, t->dtype, shape2(t->n, t->i), 1)));
+    Tensor x = poisoned(s, t, input(s, t, t->dtype, shape2(t->n, t->i), 1));
+    if (t->variant == 3) test_set(&s->be, x, tensor_numel(x) / 3, -(double)NAN);
+    op_max_norm(&s->be, max, x);
 }
 
 static void norms_match_ref(void **state) {
     (void)state;
-    compare_matrices("max_norm", run_max_norm, 3);
+    compare_matrices("max_norm", run_max_norm, 4);
     compare_matrices("layernorm", run_layernorm, 1);
     compare_matrices("layernorm_grad", run_layernorm_grad, 1);
     compare_matrices("rmsnorm", run_rmsnorm, 2);
@@ -547,7 +549,7 @@ static void attention_of_every_head_size_matches_ref(void **state) {
 /* ---- census ----------------------------------------------------------------------------------------------------- */
 
 /* What the inputs of a census are like. */
-enum { CENSUS_RANDOM, CENSUS_EQUAL, CENSUS_NEGATIVE, CENSUS_NANS, CENSUS_INFINITE, CENSUSES };
+enum { CENSUS_RANDOM, CENSUS_EQUAL, CENSUS_NEGATIVE, CENSUS_NANS, CENSUS_INFINITE, CENSUSES, CENSUS_TIE };
 
 static void make_census_case(Side *s, const Trial *t, Tensor q, Tensor k) {
     const int64_t D = t->d, last = tensor_numel(k) - 1;
@@ -557,6 +559,11 @@ static void make_census_case(Side *s, const Trial *t, Tensor q, Tensor k) {
     if (t->variant == CENSUS_NANS) { /* two keys: which queries see them first is a matter of order */
         test_set(&s->be, k, last / 3 / D * D, -(double)NAN);
         test_set(&s->be, k, last / 2 / D * D, (double)NAN);
+    }
+    if (t->variant == CENSUS_TIE) { /* queries 130 and 140 have equal logits of keys 129 and 5 */
+        const int64_t queries[] = {130 * t->h * D, 140 * t->h * D + 1}, keys[] = {129 * t->k * D, 5 * t->k * D + 1};
+        test_fill(&s->be, q, 0), test_fill(&s->be, k, 0);
+        for (int i = 0; i < 2; i++) test_set(&s->be, q, queries[i], 40), test_set(&s->be, k, keys[i], 40);
     }
     if (t->variant == CENSUS_INFINITE) test_set(&s->be, k, last / 2 / D * D, HUGE_VAL);
 }
@@ -591,8 +598,9 @@ static void census_matches_ref(void **state) {
             compare_flags("logit_census with a negative scale", run_logit_census, t);
         }
     static const Trial large[] = {{.b = 2, .t = 300, .h = 4, .k = 2, .d = 32},
-                                  {.b = 1, .t = 70, .h = 2, .k = 1, .d = 264}};
-    for (int i = 0; i < 2; i++) compare_flags("logit_census of more tiles", run_logit_census, large[i]);
+                                  {.b = 1, .t = 70, .h = 2, .k = 1, .d = 264},
+                                  {.b = 1, .t = 150, .h = 1, .k = 1, .d = 8, .variant = CENSUS_TIE}};
+    for (int i = 0; i < 3; i++) compare_flags("logit_census of more tiles", run_logit_census, large[i]);
 }
 
 /* On cpu, and in fp32 on cuda, attention and census multiply alike: not a bit may differ. Tensor cores add in another
