@@ -22,9 +22,7 @@
  */
 #include "probe/spectrum.h"
 
-#include <cblas.h>
 #include <float.h>
-#include <lapacke.h>
 #include <math.h>
 #include <omp.h>
 #include <pthread.h>
@@ -33,6 +31,7 @@
 #include <stdlib.h>
 
 #include "core/ops.h"
+#include "probe/dense.h"
 
 static const double nan_value = (double)NAN;
 
@@ -70,66 +69,25 @@ Spectrum spectrum_from_values(const double *sigma, int64_t r) {
 
 /* ---- singular values -------------------------------------------------------------------------------------------- */
 
-enum {
-    PANEL = 384,       /* columns (or rows) of the matrix that are converted to fp64 at a time */
-    LAPACK_BLOCK = 64, /* dsyev's workspace for n: (2 + block) n, with no block of LAPACK's wider than 64 */
-};
-
 static int64_t smaller(int64_t a, int64_t b) {
     return a < b ? a : b;
 }
 
-/* workspace: | Gram r x r | panel r x PANEL, and after it dsyev's work | */
-static int64_t scratch_size(int64_t r) {
-    int64_t panel = r * PANEL, lapack = (2 + LAPACK_BLOCK) * r;
-    return panel > lapack ? panel : lapack;
+static int64_t larger(int64_t a, int64_t b) {
+    return a > b ? a : b;
 }
 
+/* workspace: | Gram r x r | panel, and after it the work of the eigenvalues | */
 int64_t spectrum_workspace_size(int64_t rows, int64_t columns) {
     int64_t r = smaller(rows, columns);
-    return r * r + scratch_size(r);
-}
-
-/* panel = the (rows, columns) part of `matrix`, in fp64. False if some element is not finite. */
-static bool convert_panel(double *panel, const float *matrix, int64_t stride, int64_t rows, int64_t columns) {
-    bool finite = true;
-    for (int64_t i = 0; i < rows; i++) {
-        for (int64_t j = 0; j < columns; j++) {
-            float x = matrix[i * stride + j];
-            finite &= isfinite(x) != 0;
-            panel[i * columns + j] = (double)x;
-        }
-    }
-    return finite;
-}
-
-/* The upper triangle of W Wᵀ (rows <= columns) or of Wᵀ W, panel by panel. fp64 squares of fp32 numbers are exact and
- * cannot overflow. False if W is not finite. */
-static bool gram_matrix(double *gram, const float *matrix, int64_t rows, int64_t columns, double *panel) {
-    bool wide = rows <= columns;
-    int64_t r = smaller(rows, columns), length = wide ? columns : rows;
-    for (int64_t start = 0; start < length; start += PANEL) {
-        int64_t count = smaller(PANEL, length - start);
-        double beta = start == 0 ? 0 : 1;
-        bool finite = wide ? convert_panel(panel, matrix + start, columns, rows, count)
-                           : convert_panel(panel, matrix + start * columns, columns, count, columns);
-        if (!finite) return false;
-        cblas_dsyrk(CblasRowMajor, CblasUpper, wide ? CblasNoTrans : CblasTrans, (int)r, (int)count, 1, panel,
-                    (int)(wide ? count : columns), beta, gram, (int)r);
-    }
-    return true;
+    return r * r + larger(dense_panel_size(r), dense_eigen_work_size(r));
 }
 
 void spectrum_singular_values(double *sigma, const float *matrix, int64_t rows, int64_t columns, double *workspace) {
     int64_t r = smaller(rows, columns);
     double *gram = workspace, *scratch = workspace + r * r;
-    bool known = gram_matrix(gram, matrix, rows, columns, scratch);
-    /* Without vectors dsyev, dsyevd and dsyevr are the same reduction and root-free QL, and equally fast (384: 6 ms);
-     * the two-stage reduction takes twice as long up to 768. Row-major upper is LAPACK's lower. */
-    if (known) {
-        known = LAPACKE_dsyev_work(LAPACK_COL_MAJOR, 'N', 'L', (lapack_int)r, gram, (lapack_int)r, sigma, scratch,
-                                   (lapack_int)scratch_size(r)) == 0;
-    }
+    bool known = dense_gram(gram, matrix, rows, columns, rows <= columns ? GRAM_OF_ROWS : GRAM_OF_COLUMNS, scratch) &&
+                 dense_eigen(sigma, gram, r, EIGENVALUES, scratch);
     if (!known) {
         for (int64_t i = 0; i < r; i++) sigma[i] = nan_value;
         return;
@@ -142,21 +100,6 @@ void spectrum_singular_values(double *sigma, const float *matrix, int64_t rows, 
         sigma[i] = sigma[j];
         sigma[j] = ascending;
     }
-}
-
-/* ---- the BLAS's own threads ------------------------------------------------------------------------------------- */
-
-/* OpenBLAS may be called from several threads at once only while it starts none itself. Weak: another BLAS has no such
- * functions, and then the user sees to it (MKL_NUM_THREADS=1 and the like). */
-extern void openblas_set_num_threads(int count) __attribute__((weak));
-extern int openblas_get_num_threads(void) __attribute__((weak));
-
-static int blas_threads(void) {
-    return openblas_get_num_threads ? openblas_get_num_threads() : 1;
-}
-
-static void set_blas_threads(int count) {
-    if (openblas_set_num_threads) openblas_set_num_threads(count);
 }
 
 /* ---- the probe -------------------------------------------------------------------------------------------------- */
@@ -194,10 +137,6 @@ struct SpectrumProbe {
 enum { SPECTRUM_OF_COUNT = SPECTRUM_UPDATE + 1 };
 enum { HOST_ELEMENTS_MAX = 1 << 28 }; /* of one step's pinned copies */
 
-static int64_t largest(int64_t a, int64_t b) {
-    return a > b ? a : b;
-}
-
 static int measured_heads(const BlockKind *kind) {
     return kind->role == ROLE_Q || kind->role == ROLE_K ? kind->heads : 0;
 }
@@ -231,10 +170,9 @@ static void measure_batch(SpectrumProbe *probe, const Batch *batch) {
 
 /* All that have been copied, and forgets them. */
 static void measure_batches(SpectrumProbe *probe) {
-    int blas_threads_before = blas_threads();
-    set_blas_threads(1);
+    int blas_threads = dense_serial_blas();
     for (int64_t i = 0; i < probe->batch_count; i++) measure_batch(probe, &probe->batches[i]);
-    set_blas_threads(blas_threads_before);
+    dense_restore_blas(blas_threads);
     probe->batch_count = 0;
     probe->host_used = 0;
 }
@@ -279,13 +217,13 @@ static void plan(SpectrumProbe *probe) {
         int64_t workspace = smaller(kind->rows, columns) + spectrum_workspace_size(kind->rows, columns);
         CHECK(measured_heads(kind) == 0 || kind->head_axis == HEADS_IN_ROWS, "heads of %s are columns", kind->name);
         probe->record_capacity += SPECTRUM_OF_COUNT * layers * (1 + measured_heads(kind));
-        probe->stage_elements = largest(probe->stage_elements, elements);
-        probe->host_elements = largest(probe->host_elements, layers * elements);
-        probe->workspace_size = largest(probe->workspace_size, workspace);
+        probe->stage_elements = larger(probe->stage_elements, elements);
+        probe->host_elements = larger(probe->host_elements, layers * elements);
+        probe->workspace_size = larger(probe->workspace_size, workspace);
         all_elements += SPECTRUM_OF_COUNT * layers * elements;
     }
     if (probe->asynchronous)
-        probe->host_elements = largest(probe->host_elements, smaller(all_elements, HOST_ELEMENTS_MAX));
+        probe->host_elements = larger(probe->host_elements, smaller(all_elements, HOST_ELEMENTS_MAX));
 }
 
 static bool allocate_host(SpectrumProbe *probe) {
