@@ -111,6 +111,9 @@ typedef struct {
 
 typedef struct {
     int64_t spectrum_every; /* steps; 0: off */
+    int64_t logits_every;   /* these likewise */
+    int64_t clips_every;
+    int64_t bound_every;
 } ProbeConfig;
 
 typedef struct {

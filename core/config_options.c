@@ -158,6 +158,12 @@ const Option config_options[] = {
 
     {WHOLE(probe.spectrum_every), .initial = "100", .maximum = 1e9, .unit = "steps",
      .help = "Between measurements of singular values; 0: off."},
+    {WHOLE(probe.logits_every), .initial = "100", .maximum = 1e9, .unit = "steps",
+     .help = "Between censuses of attention logits: where the largest are, how many exceed tau; 0: off."},
+    {WHOLE(probe.clips_every), .initial = "100", .maximum = 1e9, .unit = "steps",
+     .help = "Between reports of what QK-Clip has done to each head so far; 0: off."},
+    {WHOLE(probe.bound_every), .initial = "100", .maximum = 1e9, .unit = "steps",
+     .help = "Between bounds of attention logits from norms of inputs and weights; 0: off, as with model.qk_norm."},
 
     {WHOLE(checkpoint.every), .initial = "500", .maximum = 1e9, .unit = "steps",
      .help = "Between checkpoints; 0: only at the end."},

@@ -32,12 +32,14 @@ struct Trainer {
 
     char device_note[256]; /* why device=auto passed over a faster device; "" if it did not */
     double peak_flops;
+    double measured_before;    /* seconds of measurements in the step, when the optimizer started */
     bool optimizer_pending;    /* the device has marked an optimizer step that has not been reported */
     cJSON *pending_line;       /* of metrics.jsonl: a step's, until its spectra have been computed; or NULL */
     int64_t base_memory;       /* resident before the run's own allocations: program, libraries, data tables */
     int32_t *tokens, *targets; /* (micro_batch, context) on the host */
     float *statistics;         /* the model's, on the host */
     float *max_logit;          /* within them: (layers, heads) of this step */
+    float *max_abs;            /* likewise */
     ClipEvent *clips;          /* room for layers * heads */
 };
 
