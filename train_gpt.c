@@ -61,6 +61,7 @@ static Status update_weights(Trainer *t, StepReport *r) {
     if (t->config.qk_clip.enabled)
         r->clip_count =
             qk_clip_apply(&t->backend, &t->gpt.params, &t->config.qk_clip, t->gpt.K, t->max_logit, t->clips);
+    measure_clips(t, t->clips, r->clip_count);
     trainer_stop_optimizer(t, r);
     return t->backend.failure; /* the device may still be at work: the next step's read-back waits for it, too */
 }
@@ -88,6 +89,7 @@ static Status train_step(Trainer *t, StepReport *r, int *skipped_in_a_row) {
     if (FAILED(status, begin_measurements(t))) return status;
     if (FAILED(status, accumulate_gradients(t))) return status;
     if (FAILED(status, trainer_read_step(t, r))) return status;
+    measure_read(t);
     t->step++;
     r->applied = isfinite(r->loss) && isfinite(r->grad_norm);
     *skipped_in_a_row = r->applied ? 0 : *skipped_in_a_row + 1;

@@ -36,6 +36,7 @@ typedef struct Backend Backend;
     X(LAYERNORM_GRAD, layernorm_grad)                                                                                  \
     X(RMSNORM, rmsnorm)                                                                                                \
     X(RMSNORM_GRAD, rmsnorm_grad)                                                                                      \
+    X(MAX_NORM, max_norm)                                                                                              \
     X(EMBED, embed)                                                                                                    \
     X(EMBED_GRAD, embed_grad)                                                                                          \
     X(ROPE, rope)                                                                                                      \
@@ -43,6 +44,7 @@ typedef struct Backend Backend;
     X(SUM_HEADS, sum_heads)                                                                                            \
     X(ATTENTION, attention)                                                                                            \
     X(ATTENTION_GRAD, attention_grad)                                                                                  \
+    X(LOGIT_CENSUS, logit_census)                                                                                      \
     X(GELU, gelu)                                                                                                      \
     X(GELU_GRAD, gelu_grad)                                                                                            \
     X(SWIGLU, swiglu)                                                                                                  \
@@ -80,6 +82,16 @@ typedef struct {
     float scale;   /* of q·k, normally 1/sqrt(head size) */
     float softcap; /* logits pass through softcap*tanh(logit/softcap); 0 switches it off */
 } AttentionParams;
+
+/* What op_logit_census takes a logit for. */
+typedef struct {
+    float scale;       /* of q·k */
+    float threshold;   /* tau: logits beyond it are counted */
+    int64_t first_row; /* number of q's first sequence among all that the peaks are of */
+} CensusParams;
+
+/* What peak and place of op_logit_census have in their second dimension. */
+enum { PEAK_SIGNED, PEAK_MAGNITUDE, PEAKS };
 
 /* One AdamW step (Loshchilov & Hutter 2019, algorithm 2, decay decoupled from the gradient). */
 typedef struct {
@@ -139,6 +151,7 @@ typedef struct {
                            Tensor rstd, Tensor w);
     void (*rmsnorm)(Backend *, Tensor out, Tensor rstd, Tensor x, Tensor w, float eps);
     void (*rmsnorm_grad)(Backend *, Tensor dx, Tensor dw, Tensor dout, Tensor x, Tensor rstd, Tensor w);
+    void (*max_norm)(Backend *, Tensor max, Tensor x);
     void (*embed)(Backend *, Tensor out, Tensor tokens, Tensor wte, Tensor wpe);
     void (*embed_grad)(Backend *, Tensor dwte, Tensor dwpe, Tensor dout, Tensor tokens);
     void (*rope)(Backend *, Tensor x, Tensor table);
@@ -148,6 +161,7 @@ typedef struct {
                       AttentionParams);
     void (*attention_grad)(Backend *, Tensor dq, Tensor dk, Tensor dv, Tensor dout, Tensor out, Tensor lse, Tensor q,
                            Tensor k, Tensor v, AttentionParams);
+    void (*logit_census)(Backend *, Tensor peak, Tensor place, Tensor above, Tensor q, Tensor k, CensusParams);
     void (*gelu)(Backend *, Tensor out, Tensor x);
     void (*gelu_grad)(Backend *, Tensor dx, Tensor dout, Tensor x);
     void (*swiglu)(Backend *, Tensor out, Tensor x);

@@ -443,6 +443,7 @@ static void resolve(Reader *r) {
     ScheduleConfig *schedule = &c->optimizer.schedule;
     if (!is_set(r, "optimizer.schedule.warmup") && schedule->warmup > c->train.steps) schedule->warmup = c->train.steps;
     if (!is_set(r, "qk_clip.enabled") && m->qk_norm) c->qk_clip.enabled = false;
+    if (!is_set(r, "probe.bound_every") && m->qk_norm) c->probe.bound_every = 0;
 }
 
 /* An error about two options, at the place that was read last. */
@@ -544,6 +545,12 @@ static Status check_model(const Reader *r) {
     if (m->qk_norm && r->config->qk_clip.enabled) {
         return refuse_pair(r, "model.qk_norm", "qk_clip.enabled",
                            "qk_clip.enabled cannot work with model.qk_norm: the norm undoes the scaling; turn one off");
+    }
+    if (m->qk_norm && r->config->probe.bound_every > 0) {
+        return refuse_pair(
+            r, "model.qk_norm", "probe.bound_every",
+            "probe.bound_every cannot work with model.qk_norm: there norms of W_q and W_k bound no logit; "
+            "set it to 0");
     }
     return status_ok();
 }

@@ -140,9 +140,10 @@ typedef struct {
 typedef struct {
     int64_t spectrum_every;                                /* steps; 0: off */
     bool orthogonality, rms;                               /* at the same steps, from the same singular values */
-    int64_t collision_every, momentum_every, shadow_every; /* steps; 0: off */
+    int64_t logits_every, clips_every, bound_every;        /* steps; 0: off */
+    int64_t collision_every, momentum_every, shadow_every; /* these likewise */
     int64_t collision_top;                                 /* k: singular triples of a block */
-    int blocks_count;                                      /* that these three watch */
+    int blocks_count;                                      /* that the last three watch */
     char blocks[LIST_MAX][NAME_SIZE];
 } ProbeConfig;
 

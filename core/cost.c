@@ -325,6 +325,21 @@ static void count_attention_grad(Backend *be, Tensor dq, Tensor dk, Tensor dv, T
     count(be, OP_ATTENTION_GRAD, work);
 }
 
+/* q kᵀ once more, in fp32 whatever the tensors' type; each block leaves its peaks and count, which a second kernel
+ * compares. */
+static void count_logit_census(Backend *be, Tensor peak, Tensor place, Tensor above, Tensor q, Tensor k,
+                               CensusParams p) {
+    enum { CENSUS_ROWS = 16, CENSUS_RECORD = 32 };
+    (void)p;
+    const double blocks = (double)(q.shape[0] * q.shape[2]) * ceil_divide(q.shape[1], CENSUS_ROWS);
+    Work work = attention_products(be, q, q.shape[3]);
+    work.dtype = DTYPE_F32;
+    work.share = cost_assumptions.attention * wave_share(be, blocks);
+    work.bytes = bytes(q) + bytes(k) + 2 * (bytes(peak) + bytes(place) + bytes(above)) + 2 * CENSUS_RECORD * blocks;
+    work.launches = 2;
+    count(be, OP_LOGIT_CENSUS, work);
+}
+
 /* ---- memory traffic --------------------------------------------------------------------------------------------- */
 
 static void count_fill(Backend *be, Tensor x, float value) {
@@ -367,6 +382,11 @@ static void count_rmsnorm(Backend *be, Tensor out, Tensor rstd, Tensor x, Tensor
 static void count_rmsnorm_grad(Backend *be, Tensor dx, Tensor dw, Tensor dout, Tensor x, Tensor rstd, Tensor w) {
     count_traffic(be, OP_RMSNORM_GRAD, 2 * bytes(dx) + bytes(dout) + bytes(x) + bytes(rstd) + bytes(w) + 2 * bytes(dw),
                   2);
+}
+
+/* Partial maxima, then theirs. */
+static void count_max_norm(Backend *be, Tensor max, Tensor x) {
+    count_traffic(be, OP_MAX_NORM, bytes(x) + 2 * bytes(max), 2);
 }
 
 /* A row of wte for each token; wpe once. */

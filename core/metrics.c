@@ -12,24 +12,31 @@
 
 /* ---- resuming --------------------------------------------------------------------------------------------------- */
 
+typedef struct {
+    int64_t step;
+    MetricsReader *reader; /* or NULL */
+    void *context;
+} Resumed;
+
 /* A line stays if it is whole, is an object with a step, and the step is not after the resumed one. */
-static bool line_stays(const char *line, ssize_t length, int64_t resume_step) {
+static bool line_stays(const char *line, ssize_t length, const Resumed *at) {
     if (length == 0 || line[length - 1] != '\n') return false;
     cJSON *object = cJSON_ParseWithLength(line, (size_t)length);
     const cJSON *step = cJSON_GetObjectItemCaseSensitive(object, "step");
-    bool stays = cJSON_IsNumber(step) && step->valuedouble <= (double)resume_step;
+    bool stays = cJSON_IsNumber(step) && step->valuedouble <= (double)at->step;
+    if (stays && at->reader) at->reader(at->context, object);
     cJSON_Delete(object);
     return stays;
 }
 
 /* Line by line: the file of a long run does not fit in memory. */
-static Status copy_lines(FILE *from, FILE *to, const char *path, int64_t resume_step) {
+static Status copy_lines(FILE *from, FILE *to, const char *path, const Resumed *at) {
     char *line = NULL;
     size_t capacity = 0;
     ssize_t length = 0;
     Status status = status_ok();
     while ((length = getline(&line, &capacity, from)) >= 0) {
-        if (!line_stays(line, length, resume_step)) continue;
+        if (!line_stays(line, length, at)) continue;
         if (fwrite(line, 1, (size_t)length, to) != (size_t)length) break;
     }
     if (ferror(to)) {
@@ -42,7 +49,7 @@ static Status copy_lines(FILE *from, FILE *to, const char *path, int64_t resume_
 }
 
 /* Through a temporary file: a crash in the middle leaves the old lines in place. */
-static Status drop_lines_after(const char *path, int64_t resume_step) {
+static Status drop_lines_after(const char *path, const Resumed *at) {
     char temporary[sizeof((MetricsWriter *)0)->path + sizeof ".tmp"];
     snprintf(temporary, sizeof temporary, "%s.tmp", path);
     FILE *from = fopen(path, "r");
@@ -52,7 +59,7 @@ static Status drop_lines_after(const char *path, int64_t resume_step) {
         fclose(from);
         return file_error(temporary, "create");
     }
-    Status status = copy_lines(from, to, path, resume_step);
+    Status status = copy_lines(from, to, path, at);
     if (!status.code && (fflush(to) != 0 || fsync(fileno(to)) != 0)) status = file_error(temporary, "write");
     fclose(from);
     if (fclose(to) != 0 && !status.code) status = file_error(temporary, "write");
@@ -63,7 +70,7 @@ static Status drop_lines_after(const char *path, int64_t resume_step) {
 
 /* ---- writing ---------------------------------------------------------------------------------------------------- */
 
-Status metrics_open(MetricsWriter *w, const char *run_dir, int64_t resume_step) {
+Status metrics_open(MetricsWriter *w, const char *run_dir, int64_t resume_step, MetricsReader *reader, void *context) {
     MetricsWriter fresh = {0};
     int length = snprintf(fresh.path, sizeof fresh.path, "%s/metrics.jsonl", run_dir);
     if (length < 0 || (size_t)length >= sizeof fresh.path) {
@@ -71,7 +78,7 @@ Status metrics_open(MetricsWriter *w, const char *run_dir, int64_t resume_step) 
                             sizeof fresh.path - 1);
     }
     if (resume_step > 0) {
-        Status status = drop_lines_after(fresh.path, resume_step);
+        Status status = drop_lines_after(fresh.path, &(Resumed){resume_step, reader, context});
         if (status.code) return status;
     }
     fresh.file = fopen(fresh.path, resume_step > 0 ? "a" : "w");

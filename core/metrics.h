@@ -11,9 +11,12 @@ typedef struct {
     char path[1100];
 } MetricsWriter;
 
+/* Sees a line that stays in the file, in the file's order. */
+typedef void MetricsReader(void *context, const cJSON *line);
+
 /* Opens run_dir/metrics.jsonl for appending. Lines with a step > `resume_step` are dropped first (a resumed run writes
- * them again), as is a last line that a crash cut short; resume_step 0 starts an empty file. */
-Status metrics_open(MetricsWriter *w, const char *run_dir, int64_t resume_step);
+ * them again), as is a last line that a crash cut short; resume_step 0 starts an empty file. reader may be NULL. */
+Status metrics_open(MetricsWriter *w, const char *run_dir, int64_t resume_step, MetricsReader *reader, void *context);
 void metrics_close(MetricsWriter *w);
 
 /* Writes the object as one line, flushed, and deletes it. */

@@ -389,6 +389,21 @@ void op_rmsnorm_grad(Backend *be, Tensor dx, Tensor dw, Tensor dout, Tensor x, T
     op_end(&c);
 }
 
+/* The running maximum or sum that an op brings up to date. */
+static void check_scalar(const OpCall *c, const char *name, Tensor t) {
+    require(c, t.shape[0] == 1, name, t, "it must have one element");
+}
+
+void op_max_norm(Backend *be, Tensor max, Tensor x) {
+    OpCall c = op_begin(be, OP_MAX_NORM);
+    op_arg(&c, "max", max, F32 | OUTPUT, "S");
+    op_arg(&c, "x", x, T | STRIDED, "NC");
+    check_scalar(&c, "max", max);
+    if (!op_start(&c)) return;
+    be->ops.max_norm(be, max, x);
+    op_end(&c);
+}
+
 /* ---- embedding and position ------------------------------------------------------------------------------------- */
 
 static void check_tokens(const OpCall *c, Tensor tokens, Tensor positions) {
@@ -495,6 +510,22 @@ void op_attention_grad(Backend *be, Tensor dq, Tensor dk, Tensor dv, Tensor dout
     op_end(&c);
 }
 
+/* place is no output to op_end: the bits of -1 are those of a NaN. */
+void op_logit_census(Backend *be, Tensor peak, Tensor place, Tensor above, Tensor q, Tensor k, CensusParams p) {
+    OpCall c = op_begin(be, OP_LOGIT_CENSUS);
+    op_arg(&c, "peak", peak, F32 | OUTPUT, "HP");
+    op_arg(&c, "place", place, I32, "HPC");
+    op_arg(&c, "above", above, F32 | OUTPUT, "H");
+    op_arg(&c, "q", q, T | STRIDED, "BTHD");
+    op_arg(&c, "k", k, T | STRIDED, "BTKD");
+    require(&c, size_of(&c, 'P') == PEAKS, "peak", peak, "it must be (H,2)");
+    require(&c, size_of(&c, 'C') == 3, "place", place, "it must be (H,2,3)");
+    check_groups(&c, k);
+    if (!op_start(&c)) return;
+    be->ops.logit_census(be, peak, place, above, q, k, p);
+    op_end(&c);
+}
+
 /* ---- mlp -------------------------------------------------------------------------------------------------------- */
 
 void op_gelu(Backend *be, Tensor out, Tensor x) {
@@ -563,7 +594,7 @@ static OpCall begin_total(Backend *be, OpId op, Tensor total, Tensor x) {
     OpCall c = op_begin(be, op);
     op_arg(&c, "total", total, F32 | OUTPUT, "S");
     op_arg(&c, "x", x, REAL | STRIDED, "*");
-    require(&c, total.shape[0] == 1, "total", total, "it must have one element");
+    check_scalar(&c, "total", total);
     return c;
 }
 

@@ -78,6 +78,10 @@ void op_rmsnorm(Backend *be, Tensor out, Tensor rstd, Tensor x, Tensor w, float 
 /* dx +=, dw +=.   Shapes as in op_rmsnorm; dx, dout, x strided. */
 void op_rmsnorm_grad(Backend *be, Tensor dx, Tensor dw, Tensor dout, Tensor x, Tensor rstd, Tensor w);
 
+/* max[0] = max(max[0], max_n ‖x_n‖): the largest Euclidean norm of a row; NaN if one is NaN, and it stays NaN.
+ * max (1) f32; x (N,C) T* strided. */
+void op_max_norm(Backend *be, Tensor max, Tensor x);
+
 /* ---- embedding and position ------------------------------------------------------------------------------------- */
 
 /* out[n] = wte[tokens[n]] + wpe[n mod T].   tokens (B,T) i32 in [0,V), wte (V,C) T*, [wpe] (>=T,C) T*, out (B*T,C) T*.
@@ -121,6 +125,18 @@ void op_attention(Backend *be, Tensor out, Tensor lse, Tensor max_logit, Tensor 
 /* dq =, dk =, dv =.   Shapes as in op_attention, all strided; out and lse are the forward's. */
 void op_attention_grad(Backend *be, Tensor dq, Tensor dk, Tensor dv, Tensor dout, Tensor out, Tensor lse, Tensor q,
                        Tensor k, Tensor v, AttentionParams p);
+
+/* Where the largest logits are, by a second pass over q and k. For s_ij = scale q_i·k_j in fp32, over all j <= i:
+ *
+ *      peak[h][PEAK_SIGNED]       running maximum of s_ij,    place[h][..] its (row, i, j): row counts sequences from
+ *      peak[h][PEAK_MAGNITUDE]    running maximum of |s_ij|,                first_row on, i and j are positions in it
+ *      above[h] += how many s_ij > threshold
+ *
+ * What is strictly larger replaces a maximum: of equal logits the first in the order of (row, i, j) is kept. A NaN is
+ * larger than everything, and the first one stays. peak starts at -infinity: a logit of -infinity has no place.
+ * q (B,T,H,D), k (B,T,K,D): T*, strided; query head h reads key head h / (H/K). peak (H,2) f32, place (H,2,3) i32,
+ * above (H) f32, a whole number that is exact up to 2^24. */
+void op_logit_census(Backend *be, Tensor peak, Tensor place, Tensor above, Tensor q, Tensor k, CensusParams p);
 
 /* ---- mlp -------------------------------------------------------------------------------------------------------- */
 

@@ -131,6 +131,7 @@ Status cpu_backend_open(Backend *be, BackendRequest request) {
     cpu_fill_symmetric_ops(&be->ops);
     be->ops.attention = cpu_attention;
     be->ops.attention_grad = cpu_attention_grad;
+    be->ops.logit_census = cpu_logit_census;
     be->ops.alloc = alloc;
     be->ops.free = release;
     be->ops.scratch_bytes = scratch_bytes;

@@ -5,7 +5,7 @@
  *      symmetric.c    matmul_symmetric: half the blocks, then a mirror
  *      gemm_onednn.c  the product itself, by oneDNN
  *      gemm_cblas.c   the product itself, by CBLAS, for builds without oneDNN
- *      attention.c    attention and its gradient
+ *      attention.c    attention and its gradient, census of its logits
  *      sweep.c        cuts strided tensors into pieces for threads
  *      simd.h         arithmetic on rows of f32 or bf16
  *      norm.c  elementwise.c  embedding.c  loss.c  optimizer.c      one parallel sweep over memory each
@@ -38,6 +38,7 @@ void cpu_attention(Backend *be, Tensor out, Tensor lse, Tensor max_logit, Tensor
                    AttentionParams p);
 void cpu_attention_grad(Backend *be, Tensor dq, Tensor dk, Tensor dv, Tensor dout, Tensor out, Tensor lse, Tensor q,
                         Tensor k, Tensor v, AttentionParams p);
+void cpu_logit_census(Backend *be, Tensor peak, Tensor place, Tensor above, Tensor q, Tensor k, CensusParams p);
 
 /* ---- the matrix product's library: gemm_onednn.c or gemm_cblas.c --------------------------------------------------
  */

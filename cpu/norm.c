@@ -154,9 +154,35 @@ static void rmsnorm_grad(Backend *be, Tensor dx, Tensor dw, Tensor dout, Tensor 
     }
 }
 
+/* ---- the largest norm ------------------------------------------------------------------------------------------- */
+
+INLINE float square_of_row(DType t, const void *x, int64_t n) {
+    float squares = 0;
+#pragma omp simd reduction(+ : squares)
+    for (int64_t i = 0; i < n; i++) squares += load(t, x, i) * load(t, x, i);
+    return squares;
+}
+
+/* Squares are not negative: they are ordered as their bits are, and a NaN's, with its sign off, are above infinity's.
+ * So a maximum of integers keeps the NaN. */
+static void max_norm(Backend *be, Tensor max, Tensor x) {
+    (void)be;
+    int32_t largest = 0;
+    float *held = max.data;
+#pragma omp parallel for schedule(static) reduction(max : largest)
+    for (int64_t n = 0; n < x.shape[0]; n++) {
+        float squares = BY_DTYPE(x.dtype, square_of_row, row_of(x, n), x.shape[1]);
+        int32_t bits = (int32_t)(bits_from_float(squares) & INT32_MAX);
+        largest = bits > largest ? bits : largest;
+    }
+    float norm = sqrtf(float_from_bits((uint32_t)largest));
+    if (norm > *held || isnan(norm)) *held = norm;
+}
+
 void cpu_fill_norm_ops(BackendOps *ops) {
     ops->layernorm = layernorm;
     ops->layernorm_grad = layernorm_grad;
     ops->rmsnorm = rmsnorm;
     ops->rmsnorm_grad = rmsnorm_grad;
+    ops->max_norm = max_norm;
 }

@@ -29,6 +29,7 @@
  * Tensors of f32, and heads larger than MAX_PADDED_HEAD, go through plain products in fp32 (last part of this file).
  */
 #include "cuda/attention.cuh"
+#include "cuda/attention_plain.cuh"
 
 #include <algorithm>
 #include <cfloat>
@@ -416,50 +417,8 @@ __global__ void __launch_bounds__(Plan::THREADS, Plan::BLOCKS) attention_forward
 
 /* ---- f32, and large heads: plain products ----------------------------------------------------------------------- */
 
-/* Eight lanes share a row: of a tile of keys each takes every eighth, of the values' columns each four of 32. D and E
- * are passed through in chunks of 32 columns, so that they may be of any size; the sums of out wait in shared memory,
- * where each lane touches only its own. */
-enum { PLAIN_THREADS = 128, PLAIN_LANES = 8, PLAIN_QUERIES = 16, PLAIN_KEYS = 32, CHUNK = 32, CHUNK_STRIDE = 36 };
-
-/* Columns [column, column + CHUNK) of the rows from `first` on of a head (T,size); 0 beyond its end. */
-template <class T, int ROWS>
-CU_DEVICE void load_chunk(float (&chunk)[ROWS][CHUNK_STRIDE], const T *head, int64_t row_stride, int first, int context,
-                          int column, int size) {
-    for (int i = (int)threadIdx.x; i < ROWS * CHUNK; i += PLAIN_THREADS) {
-        int row = i / CHUNK, c = i % CHUNK;
-        bool exists = first + row < context && column + c < size;
-        chunk[row][c] = exists ? (float)head[(first + row) * row_stride + column + c] : 0;
-    }
-}
-
-CU_DEVICE float dot(float4 a, float4 b) {
-    return a.x * b.x + a.y * b.y + a.z * b.z + a.w * b.w;
-}
-
-CU_DEVICE float4 *four_of(float *row, int lane) {
-    return reinterpret_cast<float4 *>(row) + lane;
-}
-
-/* s[c] = q·k for the lane's row and the keys lane + 8 c of a tile. */
-template <class T>
-CU_DEVICE void multiply_keys_plainly(float (&s)[4], const AttentionForward &a, QueryTile tile, const T *q, const T *k,
-                                     int first_key) {
-    CU_SHARED(float, queries, [PLAIN_QUERIES][CHUNK_STRIDE]);
-    CU_SHARED(float, keys, [PLAIN_KEYS][CHUNK_STRIDE]);
-    int row = (int)threadIdx.x / PLAIN_LANES, lane = threadIdx.x % PLAIN_LANES;
-    for (int c = 0; c < 4; c++) s[c] = 0;
-    for (int column = 0; column < a.shape.D; column += CHUNK) {
-        __syncthreads();
-        load_chunk(queries, q, a.q.row_stride, tile.first, a.shape.T, column, a.shape.D);
-        load_chunk(keys, k, a.k.row_stride, first_key, a.shape.T, column, a.shape.D);
-        __syncthreads();
-#pragma unroll
-        for (int d = 0; d < CHUNK / 4; d++)
-#pragma unroll
-            for (int c = 0; c < 4; c++)
-                s[c] += dot(*four_of(queries[row], d), *four_of(keys[lane + PLAIN_LANES * c], d));
-    }
-}
+/* Rows and lanes are those of cuda/attention_plain.cuh: of the values' columns each lane takes four of 32. The sums of
+ * out wait in shared memory, where each lane touches only its own. */
 
 /* out = shrink out + p v for the lane's row, of the first `seen` keys. */
 template <class T>
@@ -469,7 +428,7 @@ CU_DEVICE void multiply_values_plainly(float *out, const AttentionForward &a, co
     int lane = threadIdx.x % PLAIN_LANES;
     for (int column = 0; column < a.shape.E; column += CHUNK) {
         __syncthreads();
-        load_chunk(values, v, a.v.row_stride, first_key, a.shape.T, column, a.shape.E);
+        load_chunk(values, PlainRows<T>{v, a.v.row_stride, first_key}, a.shape.T, column, a.shape.E);
         __syncthreads();
         float4 sum = {0, 0, 0, 0}, *held = four_of(out + column, lane);
         if (first_key > 0) sum = {held->x * shrink, held->y * shrink, held->z * shrink, held->w * shrink};
@@ -524,7 +483,8 @@ __global__ void __launch_bounds__(PLAIN_THREADS, 4) attention_forward_plain(Atte
     PlainRow row = {NO_TOP, 0, 0};
     for (int first_key = 0; first_key < last; first_key += PLAIN_KEYS) {
         int seen = min(PLAIN_KEYS, query + 1 - first_key);
-        multiply_keys_plainly(s, a, tile, q, k, first_key);
+        multiply_keys_plainly(s, PlainRows<T>{q, a.q.row_stride, tile.first},
+                              PlainRows<T>{k, a.k.row_stride, first_key}, a.shape);
         float shrink = weigh_row<CAPPED>(row, weights[i], s, seen, a.logits);
         multiply_values_plainly(out, a, weights[i], shrink, seen, v, first_key);
     }

@@ -185,10 +185,15 @@ static Status wait_for_stream(Backend *be) {
 
 int64_t cuda_scratch_bytes(const Backend *be, const OpLimits *limits) {
     static int64_t (*const families[])(const Backend *, const OpLimits *) = {
-        cuda_elementwise_scratch_bytes,        cuda_gemm_scratch_bytes,
-        cuda_symmetric_scratch_bytes,          cuda_norm_scratch_bytes,
-        cuda_embedding_scratch_bytes,          cuda_attention_forward_scratch_bytes,
-        cuda_attention_backward_scratch_bytes, cuda_loss_scratch_bytes,
+        cuda_elementwise_scratch_bytes,
+        cuda_gemm_scratch_bytes,
+        cuda_symmetric_scratch_bytes,
+        cuda_norm_scratch_bytes,
+        cuda_embedding_scratch_bytes,
+        cuda_attention_forward_scratch_bytes,
+        cuda_attention_backward_scratch_bytes,
+        cuda_census_scratch_bytes,
+        cuda_loss_scratch_bytes,
         cuda_optimizer_scratch_bytes,
     };
     int64_t largest = 0;
@@ -269,6 +274,7 @@ static void fill_ops(BackendOps *ops) {
     cuda_fill_embedding_ops(ops);
     cuda_fill_attention_forward_ops(ops);
     cuda_fill_attention_backward_ops(ops);
+    cuda_fill_census_ops(ops);
     cuda_fill_loss_ops(ops);
     cuda_fill_optimizer_ops(ops);
     ops->alloc = alloc_zeroed;

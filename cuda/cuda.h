@@ -1,7 +1,7 @@
 /* The inside of backend "cuda": its state, launching kernels, scratch memory, and who fills which slots.
  *
  *      backend.cu                          device, memory, copies, errors; calls the cuda_fill_*_ops below
- *      gemm.cu symmetric.cu attention_*.cu elementwise.cu norm.cu embedding.cu loss.cu optimizer.cu
+ *      gemm.cu symmetric.cu attention_*.cu census.cu elementwise.cu norm.cu embedding.cu loss.cu optimizer.cu
  *
  * Invariants
  *   * Every op is work on one stream, in order. So an op may use the whole scratch memory from its start: the op before
@@ -56,6 +56,7 @@ int64_t cuda_gemm_scratch_bytes(const Backend *be, const OpLimits *limits);
 int64_t cuda_symmetric_scratch_bytes(const Backend *be, const OpLimits *limits);
 int64_t cuda_attention_forward_scratch_bytes(const Backend *be, const OpLimits *limits);
 int64_t cuda_attention_backward_scratch_bytes(const Backend *be, const OpLimits *limits);
+int64_t cuda_census_scratch_bytes(const Backend *be, const OpLimits *limits);
 int64_t cuda_elementwise_scratch_bytes(const Backend *be, const OpLimits *limits);
 int64_t cuda_norm_scratch_bytes(const Backend *be, const OpLimits *limits);
 int64_t cuda_embedding_scratch_bytes(const Backend *be, const OpLimits *limits);
@@ -89,10 +90,11 @@ void cuda_launch(Backend *be, const char *name, void (*kernel)(P...), dim3 grid,
 void cuda_fill_elementwise_ops(BackendOps *ops);        /* fill copy scale sum_heads gelu* swiglu* rope* */
 void cuda_fill_gemm_ops(BackendOps *ops);               /* matmul linear* */
 void cuda_fill_symmetric_ops(BackendOps *ops);          /* matmul_symmetric */
-void cuda_fill_norm_ops(BackendOps *ops);               /* layernorm* rmsnorm* */
+void cuda_fill_norm_ops(BackendOps *ops);               /* layernorm* rmsnorm* max_norm */
 void cuda_fill_embedding_ops(BackendOps *ops);          /* embed* */
 void cuda_fill_attention_forward_ops(BackendOps *ops);  /* attention */
 void cuda_fill_attention_backward_ops(BackendOps *ops); /* attention_grad */
+void cuda_fill_census_ops(BackendOps *ops);             /* logit_census */
 void cuda_fill_loss_ops(BackendOps *ops);               /* cross_entropy* sum* */
 void cuda_fill_optimizer_ops(BackendOps *ops);          /* adamw momentum adapt normalize apply_update */
 

@@ -354,6 +354,48 @@ void rmsnorm_grad(Backend *be, Tensor dx, Tensor dw, Tensor dout, Tensor x, Tens
     launch_norm_grad<Norm::RMS>(be, "rmsnorm_grad", dx, dw, tensor_none(), dout, x, tensor_none(), rstd, w);
 }
 
+/* ---- the largest norm ------------------------------------------------------------------------------------------- */
+
+/* part[block] = the largest sum of squares of a row; a warp takes a row at a time. */
+template <class T, int N>
+__global__ void __launch_bounds__(THREADS) max_norm_kernel(float *part, Rows<const T> x, int rows, int columns) {
+    int lane = static_cast<int>(threadIdx.x), row = static_cast<int>(blockIdx.x * blockDim.y + threadIdx.y);
+    float largest = 0;
+    for (; row < rows; row += static_cast<int>(gridDim.x * blockDim.y)) {
+        float squares = 0, value[N];
+        for (int i = lane * N; i < columns; i += WARP * N) {
+            load_floats(value, x[row] + i);
+            for (int k = 0; k < N; k++) squares += value[k] * value[k];
+        }
+        largest = max_keeping_nan(largest, warp_sum(squares));
+    }
+    largest = block_max(largest);
+    if (thread_in_block() == 0) part[blockIdx.x] = largest;
+}
+
+/* max[0] = the larger of itself and the root of the largest part. */
+__global__ void __launch_bounds__(THREADS) max_of_parts_kernel(float *max, const float *part, int parts) {
+    float largest = 0;
+    for (int i = static_cast<int>(threadIdx.x); i < parts; i += THREADS) largest = max_keeping_nan(largest, part[i]);
+    largest = block_max(largest);
+    if (threadIdx.x == 0) *max = max_keeping_nan(*max, sqrtf(largest));
+}
+
+void max_norm(Backend *be, Tensor max, Tensor x) {
+    int rows = int_of(x.shape[0]), columns = int_of(x.shape[1]);
+    dim3 block(WARP, THREADS / WARP);
+    int blocks = static_cast<int>(std::min(GRAD_BLOCKS, ceil_div(rows, block.y)));
+    float *part = static_cast<float *>(cuda_scratch(be, GRAD_BLOCKS * static_cast<int64_t>(sizeof(float))));
+    by_dtype(x.dtype, [&](auto zero) {
+        using T = decltype(zero);
+        by_access<T>(rows_are_aligned(x), [&](auto n) {
+            cuda_launch(be, "max_norm", max_norm_kernel<T, decltype(n)::value>, dim3(blocks), block, 0, part,
+                        rows_of<const T>(x), rows, columns);
+        });
+    });
+    cuda_launch(be, "max_of_parts", max_of_parts_kernel, dim3(1), dim3(THREADS), 0, data_of<float>(max), part, blocks);
+}
+
 } // namespace
 
 int64_t cuda_norm_scratch_bytes(const Backend *, const OpLimits *limits) {
@@ -365,4 +407,5 @@ void cuda_fill_norm_ops(BackendOps *ops) {
     ops->layernorm_grad = layernorm_grad;
     ops->rmsnorm = rmsnorm;
     ops->rmsnorm_grad = rmsnorm_grad;
+    ops->max_norm = max_norm;
 }

@@ -773,6 +773,11 @@ void gpt_reset_statistics(Gpt *g) {
     op_fill(g->be, tensor_slice(g->statistics, 0, SUMS, MAXIMA * g->L * g->H), -INFINITY);
 }
 
+AttentionInputs gpt_attention_inputs(const Gpt *g, int64_t layer) {
+    const Heads h = attention_inputs(g, &g->layers[layer]);
+    return (AttentionInputs){.q = h.q, .k = h.k, .scale = attention_params(g).scale};
+}
+
 void gpt_logits_at(Gpt *g, int64_t position, float *logits) {
     CHECK(position >= 0 && position < g->T, "position %lld of %lld", (long long)position, (long long)g->T);
     Tensor row = tensor_slice(g->logits, 0, 0, 1);

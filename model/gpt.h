@@ -127,6 +127,14 @@ void gpt_loss(Gpt *gpt);
 void gpt_loss_and_gradient(Gpt *gpt, float loss_scale);
 void gpt_backward(Gpt *gpt);
 
+/* What a layer's attention multiplied in the last forward pass, normed and rotated: q (B,T,H,D), k (B,T,K,D), strided;
+ * its logits are scale q·k. */
+typedef struct {
+    Tensor q, k;
+    float scale;
+} AttentionInputs;
+AttentionInputs gpt_attention_inputs(const Gpt *gpt, int64_t layer);
+
 /* Logits of position t of every row, to the host: B*V floats. After gpt_forward. */
 void gpt_logits_at(Gpt *gpt, int64_t t, float *logits);
 

@@ -16,14 +16,23 @@ static inline int64_t larger(int64_t a, int64_t b) {
  * says. stage: a matrix of f32 in the backend's memory. */
 void fetch_run(Backend *be, void *stage, Tensor run, HeadAxis axis, float *host);
 
-/* The upper triangle of W Wᵀ (rows <= columns) or of Wᵀ W, row-major, r x r with r = min(rows, columns). stride: from
- * one row of W to the next. panel: gram_panel_size(r) doubles. False if W is not finite. */
-int64_t gram_panel_size(int64_t r);
-bool gram_matrix(double *gram, const float *matrix, int64_t rows, int64_t columns, int64_t stride, double *panel);
+/* The upper triangle of W Wᵀ (of rows) or of Wᵀ W (of columns), row-major. stride: from one row of W to the next.
+ * panel: gram_panel_size(order of the Gram matrix) doubles. False if W is not finite. */
+typedef enum { GRAM_OF_ROWS, GRAM_OF_COLUMNS } GramSide;
+int64_t gram_panel_size(int64_t order);
+bool gram_matrix(double *gram, const float *matrix, int64_t rows, int64_t columns, int64_t stride, GramSide side,
+                 double *panel);
+GramSide gram_smaller_side(int64_t rows, int64_t columns);
 
 /* An eigenvalue of a Gram matrix below this is rounding of the larger ones: its root would be a singular value that is
  * not there. */
 double gram_noise(int64_t r, double largest_eigenvalue);
+
+/* Eigenvalues of a symmetric (n, n) matrix of which the upper triangle is given, ascending. The matrix is overwritten:
+ * with its eigenvectors, as rows, if they are wanted. work: eigen_work_size(n) doubles. False if LAPACK fails. */
+typedef enum { EIGENVALUES, EIGENVECTORS } EigenJob;
+int64_t eigen_work_size(int64_t n);
+bool eigen_symmetric(double *values, double *matrix, int64_t n, EigenJob job, double *work);
 
 /* Between the two, BLAS and LAPACK start no threads of their own, and may be called from several at once. begin returns
  * what end wants back. */

@@ -22,7 +22,6 @@
  */
 #include "probe/spectrum.h"
 
-#include <lapacke.h>
 #include <math.h>
 #include <omp.h>
 #include <pthread.h>
@@ -90,16 +89,10 @@ Spectrum spectrum_from_values(const double *sigma, int64_t r, int64_t length) {
 
 /* ---- singular values -------------------------------------------------------------------------------------------- */
 
-enum { LAPACK_BLOCK = 64 }; /* dsyev's workspace for n: (2 + block) n, with no block of LAPACK's wider than 64 */
-
-/* workspace: | Gram r x r | panel, and after it dsyev's work | */
-static int64_t scratch_size(int64_t r) {
-    return larger(gram_panel_size(r), (2 + LAPACK_BLOCK) * r);
-}
-
+/* workspace: | Gram r x r | panel, and after it the work of the eigenvalues | */
 int64_t spectrum_workspace_size(int64_t rows, int64_t columns) {
     int64_t r = smaller(rows, columns);
-    return r * r + scratch_size(r);
+    return r * r + larger(gram_panel_size(r), eigen_work_size(r));
 }
 
 /* As spectrum_singular_values, of a matrix whose rows lie `stride` apart. */
@@ -107,13 +100,8 @@ static void singular_values(double *sigma, const float *matrix, int64_t rows, in
                             double *workspace) {
     int64_t r = smaller(rows, columns);
     double *gram = workspace, *scratch = workspace + r * r;
-    bool known = gram_matrix(gram, matrix, rows, columns, stride, scratch);
-    /* Without vectors dsyev, dsyevd and dsyevr are the same reduction and root-free QL, and equally fast (384: 6 ms);
-     * the two-stage reduction takes twice as long up to 768. Row-major upper is LAPACK's lower. */
-    if (known) {
-        known = LAPACKE_dsyev_work(LAPACK_COL_MAJOR, 'N', 'L', (lapack_int)r, gram, (lapack_int)r, sigma, scratch,
-                                   (lapack_int)scratch_size(r)) == 0;
-    }
+    bool known = gram_matrix(gram, matrix, rows, columns, stride, gram_smaller_side(rows, columns), scratch) &&
+                 eigen_symmetric(sigma, gram, r, EIGENVALUES, scratch);
     if (!known) {
         for (int64_t i = 0; i < r; i++) sigma[i] = nan_value;
         return;

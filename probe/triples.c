@@ -141,8 +141,9 @@ void triples_find(Triples *t, const float *matrix, double *workspace) {
     double *gram = workspace, *values = gram + r * r, *scratch = values + r;
     bool wide = t->rows <= t->columns;
     double *near = wide ? t->left : t->right;
-    bool known = gram_matrix(gram, matrix, t->rows, t->columns, t->columns, scratch) &&
-                 largest_eigenvectors(values, near, gram, r, t->count, scratch);
+    bool known =
+        gram_matrix(gram, matrix, t->rows, t->columns, t->columns, gram_smaller_side(t->rows, t->columns), scratch) &&
+        largest_eigenvectors(values, near, gram, r, t->count, scratch);
     if (!known) {
         fill(t->sigma, nan_value, triples_size(t->rows, t->columns, t->count));
         return;

@@ -9,7 +9,7 @@
  *      dq_i = scale sum over j <= i of ds_ij k_j
  *      dk_j = scale sum over i >= j of ds_ij q_i      dv_j = sum over i >= j of p_ij dout_i
  *
- * where dk and dv also sum over the query heads that share the key head.
+ * where dk and dv also sum over the query heads that share the key head. The census at the end looks at s_ij alone.
  */
 #include <math.h>
 
@@ -176,7 +176,41 @@ static void ref_attention_grad(Backend *be, Tensor dq, Tensor dk, Tensor dv, Ten
         }
 }
 
+/* ---- census ----------------------------------------------------------------------------------------------------- */
+
+/* A NaN beats every number, and nothing beats a NaN. */
+static bool beats(float value, float held) {
+    return value > held || (isnan(value) && !isnan(held));
+}
+
+/* Pairs come in the order of (row, i, j), so that of equal logits the first stays. */
+static void note_logit(Tensor peak, Tensor place, int64_t h, int which, float value, const int64_t *pair) {
+    if (!beats(value, (float)get2(peak, h, which))) return;
+    set2(peak, h, which, (double)value);
+    for (int i = 0; i < 3; i++) set3(place, h, which, i, (double)pair[i]);
+}
+
+static void ref_logit_census(Backend *be, Tensor peak, Tensor place, Tensor above, Tensor q, Tensor k, CensusParams p) {
+    (void)be;
+    int64_t H = q.shape[2], group = H / k.shape[2];
+    for (int64_t b = 0; b < q.shape[0]; b++)
+        for (int64_t h = 0; h < H; h++) {
+            Tensor qh = head_of(q, b, h), kh = head_of(k, b, h / group);
+            double count = 0;
+            for (int64_t i = 0; i < q.shape[1]; i++)
+                for (int64_t j = 0; j <= i; j++) {
+                    float s = (float)((double)p.scale * dot(qh, i, kh, j));
+                    int64_t pair[3] = {p.first_row + b, i, j};
+                    note_logit(peak, place, h, PEAK_SIGNED, s, pair);
+                    note_logit(peak, place, h, PEAK_MAGNITUDE, fabsf(s), pair);
+                    count += s > p.threshold;
+                }
+            add1(above, h, count);
+        }
+}
+
 void ref_fill_attention(BackendOps *ops) {
     ops->attention = ref_attention;
     ops->attention_grad = ref_attention_grad;
+    ops->logit_census = ref_logit_census;
 }

@@ -93,9 +93,22 @@ static void ref_rmsnorm_grad(Backend *be, Tensor dx, Tensor dw, Tensor dout, Ten
     }
 }
 
+static void ref_max_norm(Backend *be, Tensor max, Tensor x) {
+    (void)be;
+    double largest = get1(max, 0);
+    for (int64_t n = 0; n < x.shape[0]; n++) {
+        double square = 0;
+        for (int64_t c = 0; c < x.shape[1]; c++) square += pow(get2(x, n, c), 2);
+        double norm = sqrt(square);
+        if (norm > largest || isnan(norm)) largest = norm;
+    }
+    set1(max, 0, largest);
+}
+
 void ref_fill_norm(BackendOps *ops) {
     ops->layernorm = ref_layernorm;
     ops->layernorm_grad = ref_layernorm_grad;
     ops->rmsnorm = ref_rmsnorm;
     ops->rmsnorm_grad = ref_rmsnorm_grad;
+    ops->max_norm = ref_max_norm;
 }

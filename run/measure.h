@@ -4,11 +4,15 @@
  *
  *      measure_begin                       before the first forward pass
  *      measure_forward, measure_backward   after each of a micro-batch: its activations, its gradients so far
- *      measure_gradient                    before the optimizer's step, which the batch's gradients have been found fit
- * for measure_update                      what the optimizer calls for each run of hidden matrices measure_end after
- * optimizer and QK-Clip measure_report, .._report_spectra   the fields
+ *      measure_read                        when the host has waited for the passes: results come at once
+ *      measure_gradient                    the step will be made: before it, with the batch's gradients
+ *      measure_update                      what the optimizer calls for each run of hidden matrices
+ *      measure_clips                       what QK-Clip has done
+ *      measure_end                         after optimizer and QK-Clip
+ *      measure_report, .._report_spectra   the fields
  *
- * A measurement reads and never writes: a run's weights have the same bits with all of them and with none.
+ * A measurement reads and never writes: a run's weights have the same bits with all of them and with none. The parts:
+ * measure_spectra.h, measure_blocks.h, measure_logits.h.
  */
 #pragma once
 
@@ -17,8 +21,20 @@
 #include "optim/optimizer.h"
 #include "probe/spectrum.h"
 #include "run/measure_blocks.h"
+#include "run/measure_logits.h"
 
-typedef enum { MEASURE_SPECTRUM, MEASURE_COLLISION, MEASURE_MOMENTUM, MEASURE_SHADOW, MEASURE_COUNT } Measurement;
+typedef struct Trainer Trainer;
+
+typedef enum {
+    MEASURE_SPECTRUM,
+    MEASURE_COLLISION,
+    MEASURE_MOMENTUM,
+    MEASURE_SHADOW,
+    MEASURE_LOGITS,
+    MEASURE_CLIPS,
+    MEASURE_BOUND,
+    MEASURE_COUNT
+} Measurement;
 
 typedef struct {
     bool due[MEASURE_COUNT]; /* in this step */
@@ -26,6 +42,7 @@ typedef struct {
     double update_seconds;   /* those between trainer_start_optimizer and trainer_stop_optimizer */
     SpectrumProbe *spectrum; /* NULL: off */
     BlockMeasurements blocks;
+    LogitMeasurements logits;
 } Measurements;
 
 /* Memory and tables of the probes that the configuration asks for. After model and optimizer have been planned. */
@@ -36,10 +53,12 @@ int64_t measure_bytes(const Trainer *t); /* for the plan */
 void measure_begin(Trainer *t);
 void measure_forward(Trainer *t, int64_t micro_batch); /* counts from 0 */
 void measure_backward(Trainer *t, int64_t micro_batch);
+void measure_read(Trainer *t);
 void measure_gradient(Trainer *t, const StepNumbers *numbers);
 void measure_update(void *trainer, const UpdateEvent *event);
+void measure_clips(Trainer *t, const ClipEvent *clips, int64_t count); /* of every step, due or not */
 void measure_end(Trainer *t);
-void measure_cancel(Trainer *t); /* the step was refused: nothing is due any more */
+void measure_cancel(Trainer *t); /* the step was refused: there is no update to measure */
 
 bool measure_is_due(const Trainer *t);       /* anything in this step */
 bool measure_sees_updates(const Trainer *t); /* so that the optimizer is to call measure_update */
@@ -48,6 +67,8 @@ bool measure_sees_updates(const Trainer *t); /* so that the optimizer is to call
  * how many there are. Their names begin with "shadow.". measure_resume: a checkpoint's have been loaded. */
 int64_t measure_state(Trainer *t, NamedTensor *tensors);
 void measure_resume(Trainer *t);
+/* A line of an earlier part of this run, which is resumed. A MetricsReader. */
+void measure_read_line(void *trainer, const cJSON *line);
 
 /* What is known now. True: spectra are still being computed while the device goes on, and the line is to be kept for
  * measure_report_spectra. */

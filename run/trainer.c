@@ -116,6 +116,7 @@ Status trainer_allocate_evaluation(Trainer *t) {
     if (FAILED(status, allocate_host_buffers(t))) return status;
     if (FAILED(status, gpt_allocate(&t->gpt))) return status;
     t->max_logit = host_statistic(t, t->gpt.max_logit);
+    t->max_abs = host_statistic(t, t->gpt.max_abs);
     return backend_reserve(&t->backend, gpt_op_limits(&t->gpt));
 }
 
@@ -181,7 +182,7 @@ Status trainer_create_run(Trainer *t) {
     if (FAILED(status, take_initial_weights(t))) return status;
     if (FAILED(status, folder_create(t->config.runs_dir))) return status;
     if (FAILED(status, make_run_dir(t))) return status;
-    if (FAILED(status, write_config(t)) || FAILED(status, metrics_open(&t->metrics, t->run_dir, 0)))
+    if (FAILED(status, write_config(t)) || FAILED(status, metrics_open(&t->metrics, t->run_dir, 0, NULL, NULL)))
         (void)folder_remove(t->run_dir); /* the first failure is the one to tell of */
     return status;
 }
@@ -285,7 +286,7 @@ Status trainer_resume(Trainer *t, const char *run_dir) {
     t->samples = state.samples;
     measure_resume(t);
     if (FAILED(status, write_config(t))) goto done; /* what was changed holds for the next resume too */
-    status = metrics_open(&t->metrics, run_dir, t->step);
+    status = metrics_open(&t->metrics, run_dir, t->step, measure_read_line, t);
 done:
     free(tensors);
     return status;
@@ -330,7 +331,7 @@ Status trainer_read_step(Trainer *t, StepReport *r) {
     r->loss = (double)*host_statistic(t, g->loss_sum) / (double)(t->config.train.batch * g->T);
     r->grad_norm = sqrt((double)*host_statistic(t, g->grad_square_sum));
     r->max_logit = max_of(t->max_logit, g->L * g->H);
-    r->max_abs = max_of(host_statistic(t, g->max_abs), g->L * g->H);
+    r->max_abs = max_of(t->max_abs, g->L * g->H);
     if (backend_is_asynchronous(&t->backend)) r->optimizer_seconds = take_optimizer_seconds(t);
     return t->backend.failure;
 }

@@ -39,6 +39,7 @@ struct Trainer {
     int32_t *tokens, *targets; /* (micro_batch, context) on the host */
     float *statistics;         /* the model's, on the host */
     float *max_logit;          /* within them: (layers, heads) of this step */
+    float *max_abs;            /* likewise */
     ClipEvent *clips;          /* room for layers * heads */
 };
 

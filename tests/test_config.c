@@ -254,6 +254,13 @@ static const Refusal refusals[] = {
     {NULL,
      {"optimizer.muon.schatten_p=1.5"},
      "command line: optimizer.muon.schatten_p: 1.5 is out of range; it must be from 2 to 1e+06"},
+    {"{\"model\": {\"qk_norm\": true},\n\"probe\": {\"bound_every\": 5}}",
+     {0},
+     "x.json:2: probe.bound_every cannot work with model.qk_norm: there norms of W_q and W_k bound no logit; set it to "
+     "0"},
+    {"{\"probe\": {\"logits_every\": -1}}",
+     {0},
+     "x.json:1: probe.logits_every: -1 is out of range; it must be from 0 to 1000000000"},
 };
 
 static void every_refusal_says_where_and_what_in_one_exact_sentence(void **state) {
@@ -449,6 +456,7 @@ static void defaults_bend_where_they_were_not_set(void **state) {
     Config c = load_ok(NULL, (const char *const[]){"train.steps=3", "model.qk_norm=true", NULL});
     assert_int_equal(c.optimizer.schedule.warmup, 3);
     assert_false(c.qk_clip.enabled);
+    assert_int_equal(c.probe.bound_every, 0);
     c = load_ok(NULL, (const char *const[]){"model.width=42", "model.position=learned", NULL});
     assert_int_equal(c.model.width / c.model.heads, 7);
 }

@@ -372,8 +372,18 @@ static void run_rmsnorm_grad(Side *s, const Trial *t) {
     op_rmsnorm_grad(&s->be, dx, dw, dout, x, rstd, w);
 }
 
+/* Variants: 1 has a NaN in max, 2 a maximum that no row reaches, 3 a NaN with its sign set in x. */
+static void run_max_norm(Side *s, const Trial *t) {
+    Tensor max = output(s, test_zeros(&s->be, DTYPE_F32, shape1(1)));
+    test_set(&s->be, max, 0, t->variant == 1 ? (double)NAN : t->variant == 2 ? 1e6 : 0);
+    Tensor x = poisoned(s, t, input(s, t, t->dtype, shape2(t->n, t->i), 1));
+    if (t->variant == 3) test_set(&s->be, x, tensor_numel(x) / 3, -(double)NAN);
+    op_max_norm(&s->be, max, x);
+}
+
 static void norms_match_ref(void **state) {
     (void)state;
+    compare_matrices("max_norm", run_max_norm, 4);
     compare_matrices("layernorm", run_layernorm, 1);
     compare_matrices("layernorm_grad", run_layernorm_grad, 1);
     compare_matrices("rmsnorm", run_rmsnorm, 2);
@@ -571,6 +581,95 @@ static void attention_with_values_of_another_size_matches_ref(void **state) {
         }
 }
 
+/* ---- census ----------------------------------------------------------------------------------------------------- */
+
+/* What the inputs of a census are like. */
+enum { CENSUS_RANDOM, CENSUS_EQUAL, CENSUS_NEGATIVE, CENSUS_NANS, CENSUS_INFINITE, CENSUSES, CENSUS_TIE };
+
+static void make_census_case(Side *s, const Trial *t, Tensor q, Tensor k) {
+    const int64_t D = t->d, last = tensor_numel(k) - 1;
+    if (t->variant == CENSUS_EQUAL || t->variant == CENSUS_NEGATIVE) test_fill(&s->be, q, 0.25);
+    if (t->variant == CENSUS_EQUAL) test_fill(&s->be, k, 0.5);
+    if (t->variant == CENSUS_NEGATIVE) test_fill(&s->be, k, -0.5);
+    if (t->variant == CENSUS_NANS) { /* two keys: which queries see them first is a matter of order */
+        test_set(&s->be, k, last / 3 / D * D, -(double)NAN);
+        test_set(&s->be, k, last / 2 / D * D, (double)NAN);
+    }
+    if (t->variant == CENSUS_TIE) { /* queries 130 and 140 have equal logits of keys 129 and 5 */
+        const int64_t queries[] = {130 * t->h * D, 140 * t->h * D + 1}, keys[] = {129 * t->k * D, 5 * t->k * D + 1};
+        test_fill(&s->be, q, 0), test_fill(&s->be, k, 0);
+        for (int i = 0; i < 2; i++) test_set(&s->be, q, queries[i], 40), test_set(&s->be, k, keys[i], 40);
+    }
+    if (t->variant == CENSUS_INFINITE) test_set(&s->be, k, last / 2 / D * D, HUGE_VAL);
+}
+
+/* Two micro-batches. The threshold is a logit that none is close to: counts are compared exactly. */
+static void run_logit_census(Side *s, const Trial *t) {
+    Tensor q = input(s, t, t->dtype, shape4(t->b, t->t, t->h, t->d), 1);
+    Tensor k = input(s, t, t->dtype, shape4(t->b, t->t, t->k, t->d), 2);
+    Tensor peak = output(s, test_zeros(&s->be, DTYPE_F32, shape2(t->h, PEAKS)));
+    Tensor place = output(s, test_zeros(&s->be, DTYPE_I32, shape3(t->h, PEAKS, 3)));
+    Tensor above = output(s, test_zeros(&s->be, DTYPE_F32, shape1(t->h)));
+    make_census_case(s, t, q, k);
+    poisoned(s, t, q);
+    test_fill(&s->be, peak, -HUGE_VAL);
+    test_fill(&s->be, place, -1);
+    test_fill(&s->be, above, 3);
+    CensusParams p = {.scale = t->scale != 0 ? t->scale : 1 / sqrtf((float)t->d), .threshold = 0.04f, .first_row = 5};
+    op_logit_census(&s->be, peak, place, above, q, k, p);
+    p.first_row = 90;
+    op_scale(&s->be, k, 1.25f);
+    op_logit_census(&s->be, peak, place, above, q, k, p);
+}
+
+static void census_matches_ref(void **state) {
+    (void)state;
+    for (int i = 0; i < ATTENTIONS; i++)
+        for (int variant = 0; variant < CENSUSES; variant++) {
+            Trial t = attentions[i];
+            t.variant = variant;
+            compare_flags("logit_census", run_logit_census, t);
+            t.scale = -0.3f;
+            compare_flags("logit_census with a negative scale", run_logit_census, t);
+        }
+    static const Trial large[] = {{.b = 2, .t = 300, .h = 4, .k = 2, .d = 32},
+                                  {.b = 1, .t = 70, .h = 2, .k = 1, .d = 264},
+                                  {.b = 1, .t = 150, .h = 1, .k = 1, .d = 8, .variant = CENSUS_TIE}};
+    for (int i = 0; i < 3; i++) compare_flags("logit_census of more tiles", run_logit_census, large[i]);
+}
+
+/* On cpu, and in fp32 on cuda, attention and census multiply alike: not a bit may differ. Tensor cores add in another
+ * order, which shows in some units of the last place of logits below 1. */
+static void census_has_the_maxima_of_attention(void **state) {
+    (void)state;
+    for (int i = 0; i < 2 * ATTENTIONS; i++) {
+        Trial t = attentions[i / 2];
+        t.dtype = i % 2 ? DTYPE_BF16 : DTYPE_F32;
+        Side *s = &sides.device_under_test[t.dtype];
+        Tensor q = input(s, &t, t.dtype, shape4(t.b, t.t, t.h, t.d), 1);
+        Tensor k = input(s, &t, t.dtype, shape4(t.b, t.t, t.k, t.d), 2);
+        Tensor out = test_zeros(&s->be, t.dtype, shape4(t.b, t.t, t.h, t.d));
+        Tensor lse = test_zeros(&s->be, DTYPE_F32, shape3(t.b, t.h, t.t));
+        Tensor maxima = test_zeros(&s->be, DTYPE_F32, shape2(PEAKS, t.h));
+        Tensor peak = test_zeros(&s->be, DTYPE_F32, shape2(t.h, PEAKS));
+        Tensor place = test_zeros(&s->be, DTYPE_I32, shape3(t.h, PEAKS, 3));
+        test_fill(&s->be, maxima, -HUGE_VAL);
+        test_fill(&s->be, peak, -HUGE_VAL);
+        AttentionParams p = attention_params(&t);
+        op_attention(&s->be, out, lse, tensor_index(maxima, 0), tensor_index(maxima, 1), q, k, k, p);
+        op_logit_census(&s->be, peak, place, test_zeros(&s->be, DTYPE_F32, shape1(t.h)), q, k,
+                        (CensusParams){.scale = p.scale});
+        bool tensor_cores = t.dtype == DTYPE_BF16 && strcmp(sides.device, "cuda") == 0;
+        for (int64_t h = 0; h < t.h; h++)
+            for (int which = 0; which < PEAKS; which++) {
+                double got = test_get(&s->be, peak, h * PEAKS + which);
+                double expected = test_get(&s->be, maxima, which * t.h + h);
+                assert_close("maximum", &got, &expected, 1, (Tolerance){.absolute = tensor_cores ? 1e-6 : 0});
+            }
+        test_release(&s->be);
+    }
+}
+
 /* ---- mlp and loss ----------------------------------------------------------------------------------------------- */
 
 /* Into the flat tails of the nonlinearities too. */
@@ -716,6 +815,7 @@ static void aligned_views_match_ref(void **state) {
         compare_flags("rmsnorm", run_rmsnorm, t);
         compare_flags("rmsnorm_grad", run_rmsnorm_grad, t);
     }
+    compare_flags("max_norm", run_max_norm, t);
 }
 
 /* Rows that a few threads share, more rows than a grid of fixed size takes at once, and rows too long for one block's
@@ -729,6 +829,7 @@ static void norms_of_short_many_or_long_rows_match_ref(void **state) {
         compare_flags("layernorm_grad of other rows", run_layernorm_grad, rows[i]);
         compare_flags("rmsnorm of other rows", run_rmsnorm, rows[i]);
         compare_flags("rmsnorm_grad of other rows", run_rmsnorm_grad, rows[i]);
+        compare_flags("max_norm of other rows", run_max_norm, rows[i]);
     }
 }
 
@@ -792,6 +893,8 @@ int main(void) {
         cmocka_unit_test(a_nan_in_attention_reaches_no_earlier_query),
         cmocka_unit_test(attention_of_every_head_size_matches_ref),
         cmocka_unit_test(attention_with_values_of_another_size_matches_ref),
+        cmocka_unit_test(census_matches_ref),
+        cmocka_unit_test(census_has_the_maxima_of_attention),
         cmocka_unit_test(nonlinearities_match_ref),
         cmocka_unit_test(cross_entropy_matches_ref),
         cmocka_unit_test(optimizer_ops_match_ref),

@@ -319,6 +319,106 @@ static void a_nan_logit_makes_its_heads_maximum_nan_for_good(void **state) {
     test_close(&a->be);
 }
 
+/* ---- census ----------------------------------------------------------------------------------------------------- */
+
+typedef struct {
+    Backend be;
+    Tensor q, k, peak, place, above;
+} Census;
+
+/* One head of size 1 and a scale of 1: the logit of (b, i, j) is q[b][i] k[b][j]. */
+static Census *open_census(Census *c, int64_t rows, int64_t context, const double *q, const double *k) {
+    Backend *be = &c->be;
+    test_open(be, "ref", "fp32");
+    c->q = test_zeros(be, DTYPE_F32, shape4(rows, context, 1, 1));
+    c->k = test_zeros(be, DTYPE_F32, shape4(rows, context, 1, 1));
+    c->peak = test_zeros(be, DTYPE_F32, shape2(1, PEAKS));
+    c->place = test_zeros(be, DTYPE_I32, shape3(1, PEAKS, 3));
+    c->above = test_zeros(be, DTYPE_F32, shape1(1));
+    test_fill(be, c->peak, -HUGE_VAL);
+    test_fill(be, c->place, -1);
+    test_write(be, c->q, q);
+    test_write(be, c->k, k);
+    return c;
+}
+
+static void take_census(Census *c, int64_t first_row) {
+    op_logit_census(&c->be, c->peak, c->place, c->above, c->q, c->k,
+                    (CensusParams){.scale = 1, .threshold = 4, .first_row = first_row});
+}
+
+static void expect_census(Census *c, const double *peak, const double *place, double above) {
+    expect(&c->be, "peak", c->peak, peak, exact);
+    expect(&c->be, "place", c->place, place, exact);
+    expect(&c->be, "above", c->above, &above, exact);
+}
+
+static void census_finds_the_largest_logits_that_are_seen_and_counts_those_beyond_the_threshold(void **state) {
+    (void)state;
+    /* rows of logits: -9 | 3 6 | -4 -8 4, while -18 and 9 are not seen; then 1 | 1 1 | 5 5 5 */
+    Census *c = open_census(&(Census){0}, 2, 3, (double[]){-9, 3, -4, 1, 1, 5}, (double[]){1, 2, -1, 1, 1, 1});
+    take_census(c, 10);
+    expect_census(c, (double[]){6, 9}, (double[]){10, 1, 1, 10, 0, 0}, 4); /* 4 itself is not beyond 4 */
+    test_close(&c->be);
+}
+
+static void census_keeps_the_first_of_equal_logits_and_runs_on(void **state) {
+    (void)state;
+    Census *c = open_census(&(Census){0}, 2, 2, (double[]){1, 1, 1, 1}, (double[]){-3, 3, 3, 3});
+    take_census(c, 0);
+    expect_census(c, (double[]){3, 3}, (double[]){0, 1, 1, 0, 0, 0}, 0);
+    take_census(c, 2);
+    expect_census(c, (double[]){3, 3}, (double[]){0, 1, 1, 0, 0, 0}, 0);
+    test_set(&c->be, c->k, 2, -3.5);
+    take_census(c, 4);
+    expect_census(c, (double[]){3, 3.5}, (double[]){0, 1, 1, 5, 0, 0}, 0);
+    test_fill(&c->be, c->q, 2);
+    take_census(c, 6);
+    expect_census(c, (double[]){6, 7}, (double[]){6, 1, 1, 7, 0, 0}, 2);
+    test_close(&c->be);
+}
+
+static void census_tells_where_the_first_nan_is_for_good(void **state) {
+    (void)state;
+    Census *c = open_census(&(Census){0}, 1, 3, (double[]){1, 1, (double)NAN}, (double[]){50, (double)NAN, 1});
+    take_census(c, 3);
+    expect_census(c, (double[]){(double)NAN, (double)NAN}, (double[]){3, 1, 1, 3, 1, 1}, 2);
+    test_fill(&c->be, c->q, HUGE_VAL);
+    take_census(c, 4);
+    expect_census(c, (double[]){(double)NAN, (double)NAN}, (double[]){3, 1, 1, 3, 1, 1}, 6);
+    test_close(&c->be);
+}
+
+static void census_of_negative_and_of_infinite_logits(void **state) {
+    (void)state;
+    Census *c = open_census(&(Census){0}, 1, 2, (double[]){1, 1}, (double[]){-HUGE_VAL, -HUGE_VAL});
+    take_census(c, 0);
+    expect_census(c, (double[]){-HUGE_VAL, HUGE_VAL}, (double[]){-1, -1, -1, 0, 0, 0}, 0);
+    test_write(&c->be, c->k, (double[]){-7, -5});
+    take_census(c, 1);
+    expect_census(c, (double[]){-5, HUGE_VAL}, (double[]){1, 1, 1, 0, 0, 0}, 0);
+    test_close(&c->be);
+}
+
+static void max_norm_is_the_longest_row_and_runs_on(void **state) {
+    (void)state;
+    Backend be;
+    test_open(&be, "ref", "fp32");
+    Tensor x = test_random_strided(&be, DTYPE_BF16, shape2(3, 2), 1), max = test_zeros(&be, DTYPE_F32, shape1(1));
+    test_write(&be, x, (double[]){1, 1, -3, 4, 0, 4.5});
+    op_max_norm(&be, max, x);
+    expect(&be, "max", max, (double[]){5}, exact);
+    op_scale(&be, x, 0.5f);
+    op_max_norm(&be, max, x);
+    expect(&be, "max", max, (double[]){5}, exact);
+    test_set(&be, x, 0, (double)NAN);
+    op_max_norm(&be, max, x);
+    test_set(&be, x, 0, 100);
+    op_max_norm(&be, max, x);
+    expect(&be, "max", max, (double[]){(double)NAN}, exact);
+    test_close(&be);
+}
+
 /* ---- optimizers ------------------------------------------------------------------------------------------------- */
 
 static void adamw_follows_the_paper_over_three_steps(void **state) {
@@ -493,6 +593,11 @@ int main(void) {
         cmocka_unit_test(max_logit_can_be_negative),
         cmocka_unit_test(max_logit_runs_on_from_what_it_holds),
         cmocka_unit_test(a_nan_logit_makes_its_heads_maximum_nan_for_good),
+        cmocka_unit_test(census_finds_the_largest_logits_that_are_seen_and_counts_those_beyond_the_threshold),
+        cmocka_unit_test(census_keeps_the_first_of_equal_logits_and_runs_on),
+        cmocka_unit_test(census_tells_where_the_first_nan_is_for_good),
+        cmocka_unit_test(census_of_negative_and_of_infinite_logits),
+        cmocka_unit_test(max_norm_is_the_longest_row_and_runs_on),
         cmocka_unit_test(adamw_follows_the_paper_over_three_steps),
         cmocka_unit_test(momentum_is_two_linear_forms_of_the_old_one_and_the_gradient),
         cmocka_unit_test(a_sign_keeps_zero_and_nan),
