@@ -190,7 +190,7 @@ const Option config_options[] = {
     {REAL(optimizer.muon.rms), .initial = "0.2", .maximum = 100,
      .help = "Root mean square of an update's elements, in units of lr: under scale rms, and of normuon and adamuon."},
     {LIST(optimizer.muon.per_head), .initial = "[]", .choices = head_blocks,
-     .help = "Blocks that are orthogonalized head by head; under mla, all five are the Muon Split of GLM-5."},
+     .help = "Blocks that are orthogonalized head by head. Under mla, q, q_rope, k and v are the Muon Split of GLM-5."},
 
     {REAL(optimizer.adamw.lr), .initial = "0", .maximum = 100, .help = "Peak learning rate; 0: optimizer.lr."},
     {REAL(optimizer.adamw.beta1), .initial = "0.9", .maximum = 0.999999, .help = "Decay of the first moment."},

@@ -9,15 +9,16 @@
  * values, R the part of D that rope turns, F mlp width, V vocabulary, L layers. Multi-head attention has D = E = R =
  * C/H. The model holds activations for one micro-batch; gradients accumulate over micro-batches.
  *
- * Multi-head latent attention (model.attention "mla"; DeepSeek-V2 2024, section 2.1, equations 37 to 47) makes queries,
- * keys and values from low-rank latent vectors, and one rotated key k^R for all heads, D = nope + R:
+ * Multi-head latent attention (model.attention "mla"; DeepSeek-V2 2024, section 2.1 and appendix C; DeepSeek-V3 2024,
+ * section 2.1.1) makes queries, keys and values from low-rank latent vectors, and one rotated key k^R for all heads,
+ * D = nope + R:
  *
  *      c^Q  = rmsnorm(W^DQ x)       q^C = W^UQ c^Q      q^R = rope(W^QR c^Q)      q = [q^C | q^R] of each head
  *      c^KV = rmsnorm(W^DKV x)      k^C = W^UK c^KV     k^R = rope(W^KR x)        k = [k^C | k^R]
  *                                   v   = W^UV c^KV     with q_rank 0: c^Q = x
  *
- * W^DQ, W^DKV and W^KR are stored as one matrix, W^UQ and W^QR as one, W^UK and W^UV as one. The norms of the latent
- * vectors have an epsilon of 1e-6 of their own, as DeepSeek's code and transformers have it.
+ * W^DQ, W^DKV and W^KR are stored as one matrix, W^UQ and W^QR as one, W^UK and W^UV as one; each is a block of its
+ * own. The norms of the latent vectors have an epsilon of their own, 1e-6, as in transformers' DeepSeek-V3.
  */
 #pragma once
 
