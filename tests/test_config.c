@@ -152,9 +152,9 @@ static const Refusal refusals[] = {
     {"{\"optimizer\": {\"muon\": {\"per_head\": [\"q\", \"q\"]}}}",
      {0},
      "x.json:1: optimizer.muon.per_head: \"q\" is listed twice"},
-    {"{\"optimizer\": {\"overrides\": {\"embed\": \"sgd\"}}}",
+    {"{\"optimizer\": {\"overrides\": {\"embed\": \"shampoo\"}}}",
      {0},
-     "x.json:1: optimizer.overrides.embed: \"sgd\" is not one of muon, adamw"},
+     "x.json:1: optimizer.overrides.embed: \"shampoo\" is not one of muon, adamw, normuon, adamuon, sgd, lion"},
     {"{\"optimizer\": {\"overrides\": {\"\": \"muon\"}}}",
      {0},
      "x.json:1: optimizer.overrides: a pattern has 1 to 63 bytes, this one 0"},
@@ -211,6 +211,21 @@ static const Refusal refusals[] = {
     {"{\"model\": {\"qk_norm\": true},\n\"qk_clip\": {\"enabled\": true}}",
      {0},
      "x.json:2: qk_clip.enabled cannot work with model.qk_norm: the norm undoes the scaling; turn one off"},
+    {"{\"train\": {\"steps\": 9},\n\"optimizer\": {\"schedule\": {\"warmup\": 1}, \"decay_schedule\": {\"warmup\": "
+     "10}}}",
+     {0},
+     "x.json:2: optimizer.decay_schedule.warmup (10) is longer than train.steps (9)"},
+    {"{\"optimizer\": {\n\"muon\": {\"momentum_warmup\": 600,\n\"momentum_cooldown\": 401}}}",
+     {0},
+     "x.json:3: optimizer.muon.momentum_warmup (600) and momentum_cooldown (401) are longer than train.steps (1000)"},
+    {"{\"optimizer\": {\"mup_base_width\": 64,\n\"muon\": {\"per_head\": [\"q\"]}}}",
+     {0},
+     "x.json:2: optimizer.mup_base_width does not go with optimizer.muon.per_head: its rules are for matrices that "
+     "grow "
+     "on both sides, and heads do not; turn one off"},
+    {NULL,
+     {"optimizer.muon.schatten_p=1.5"},
+     "command line: optimizer.muon.schatten_p: 1.5 is out of range; it must be from 2 to 1e+06"},
 };
 
 static void every_refusal_says_where_and_what_in_one_exact_sentence(void **state) {
@@ -297,6 +312,10 @@ static void defaults_are_those_of_the_design(void **state) {
     assert_string_equal(c.optimizer.muon.coefficients.set, "muon");
     assert_int_equal(c.optimizer.muon.scale, SCALE_RMS);
     assert_int_equal(c.optimizer.muon.per_head_count, 0);
+    assert_int_equal(c.optimizer.decay_schedule.kind, SCHEDULE_CONSTANT);
+    assert_int_equal(c.optimizer.decay_schedule.warmup + c.optimizer.muon.momentum_warmup, 0);
+    assert_int_equal(c.optimizer.muon.momentum_cooldown + c.optimizer.mup_base_width, 0);
+    assert_false(c.optimizer.cautious_decay);
     assert_true(c.qk_clip.enabled && c.qk_clip.threshold == 100.0 && c.qk_clip.alpha == 0.5);
     assert_int_equal(c.probe.spectrum_every, 100);
     assert_true(c.probe.orthogonality && c.probe.rms);
@@ -308,6 +327,19 @@ static void defaults_are_those_of_the_design(void **state) {
 
 static void choices_map_to_the_enum_of_the_same_name(void **state) {
     (void)state;
+    static const struct {
+        const char *key;
+        OptimizerKind kind;
+    } optimizers[] = {
+        {"optimizer.matrices=muon", OPTIMIZER_MUON},       {"optimizer.matrices=adamw", OPTIMIZER_ADAMW},
+        {"optimizer.matrices=normuon", OPTIMIZER_NORMUON}, {"optimizer.matrices=adamuon", OPTIMIZER_ADAMUON},
+        {"optimizer.matrices=sgd", OPTIMIZER_SGD},         {"optimizer.matrices=lion", OPTIMIZER_LION}};
+    for (size_t i = 0; i < OPTIMIZER_COUNT; i++)
+        assert_int_equal(load_ok(NULL, (const char *const[]){optimizers[i].key, NULL}).optimizer.matrices,
+                         optimizers[i].kind);
+    assert_int_equal(load_ok(NULL, (const char *const[]){"optimizer.muon.orthogonalize=schatten", NULL})
+                         .optimizer.muon.orthogonalize,
+                     ORTHOGONALIZE_SCHATTEN);
     static const char *const svd[] = {"optimizer.muon.orthogonalize=svd", "optimizer.schedule.kind=cosine",
                                       "optimizer.muon.scale=none", "optimizer.muon.momentum_form=ema"};
     Config c = load_ok(NULL, svd);

@@ -94,7 +94,10 @@ static OptimizerConfig optimizer_config(OptimizerKind matrices) {
                                       .iterations = 5,
                                       .scale = SCALE_RMS,
                                       .rms = 0.2},
-                             .adamw = {.beta1 = 0.9, .beta2 = 0.95, .eps = 1e-8}};
+                             .adamw = {.beta1 = 0.9, .beta2 = 0.95, .eps = 1e-8},
+                             .normuon = {.beta2 = 0.95, .eps = 1e-10},
+                             .adamuon = {.beta2 = 0.95, .eps = 1e-8},
+                             .lion = {.beta1 = 0.9, .beta2 = 0.99}};
 }
 
 /* ---- a model with the formula's weights ------------------------------------------------------------------------- */
@@ -354,7 +357,7 @@ static void qk_clip_brings_each_clipped_head_to_tau_and_moves_no_other(void **st
     check_clip(llama_case(), "cpu");
 }
 
-static double learn_by_heart(const char *device, const char *precision, OptimizerKind matrices) {
+static double learn_by_heart(const char *device, const char *precision, OptimizerKind matrices, double lr) {
     Backend be;
     Gpt g;
     Optimizer opt;
@@ -362,6 +365,7 @@ static double learn_by_heart(const char *device, const char *precision, Optimize
     model.width = 32;
     model.mlp_width = 64;
     OptimizerConfig config = optimizer_config(matrices);
+    config.lr = lr;
     test_open(&be, device, precision);
     open_model(&g, &be, &model, BATCH);
     assert_ok(optimizer_plan(&opt, &g.params, &config, &be));
@@ -381,9 +385,123 @@ static double learn_by_heart(const char *device, const char *precision, Optimize
 
 static void a_batch_is_learned_by_heart(void **state) {
     (void)state;
-    assert_true(learn_by_heart("cpu", "fp32", OPTIMIZER_MUON) < 0.05);
-    assert_true(learn_by_heart("cpu", "fp32", OPTIMIZER_ADAMW) < 0.05);
-    assert_true(learn_by_heart("cpu", "bf16", OPTIMIZER_MUON) < 0.05);
+    for (int matrices = 0; matrices < OPTIMIZER_COUNT; matrices++)
+        if (matrices != OPTIMIZER_LION)
+            assert_true(learn_by_heart("cpu", "fp32", (OptimizerKind)matrices, 0.01) < 0.05);
+    assert_true(learn_by_heart("cpu", "fp32", OPTIMIZER_LION, 0.003) < 0.1);
+    assert_true(learn_by_heart("cpu", "bf16", OPTIMIZER_MUON, 0.01) < 0.05);
+    assert_true(learn_by_heart("cpu", "bf16", OPTIMIZER_NORMUON, 0.01) < 0.05);
+}
+
+/* ---- muP -------------------------------------------------------------------------------------------------------- */
+
+/* As wide as asked, with heads of 8 channels. A batch has 4 * 32 tokens, more than channels. */
+static ModelConfig coordinate_model(int64_t width) {
+    ModelConfig model = llama_case().model;
+    model.width = width;
+    model.heads = model.kv_heads = width / 8;
+    model.mlp_width = 2 * width;
+    model.context = 32;
+    model.vocab = 61;
+    model.tie_embeddings = true;
+    return model;
+}
+
+/* How far the first steps move activations: root mean squares of the changes of their elements. */
+typedef struct {
+    double final, logits; /* the last layer's output; the logits at the last position */
+} Movement;
+
+static double rms_of_change(const double *before, const double *after, int64_t n) {
+    double sum = 0;
+    for (int64_t i = 0; i < n; i++) sum += (after[i] - before[i]) * (after[i] - before[i]);
+    return sqrt(sum / (double)n);
+}
+
+static double *read_logits(Gpt *g) {
+    float *logits = calloc((size_t)(g->B * g->V), sizeof *logits);
+    double *values = calloc((size_t)(g->B * g->V), sizeof *values);
+    gpt_logits_at(g, g->T - 1, logits);
+    for (int64_t i = 0; i < g->B * g->V; i++) values[i] = (double)logits[i];
+    free(logits);
+    return values;
+}
+
+static Movement movement(const OptimizerConfig *config, int64_t width) {
+    enum { ROWS = 4, STEPS = 3 };
+    Backend be;
+    Gpt g;
+    Optimizer opt;
+    const ModelConfig model = coordinate_model(width);
+    test_open(&be, "cpu", "fp32");
+    open_model(&g, &be, &model, ROWS);
+    assert_ok(optimizer_plan(&opt, &g.params, config, &be));
+    assert_ok(optimizer_allocate(&opt));
+    assert_ok(gpt_init_weights(&g, 1, config->mup_base_width));
+    set_golden_batch(&g, 0, 0);
+    gpt_forward(&g);
+    double *final = test_read(&be, g.final), *logits = read_logits(&g);
+    for (int step = 1; step <= STEPS; step++) {
+        forward_backward(&g, 0);
+        optimizer_step(&opt, &(StepNumbers){.update = step, .step = step, .lr = config->lr, .grad_scale = 1}, NULL,
+                       NULL);
+    }
+    gpt_forward(&g);
+    double *logits_after = read_logits(&g);
+    const Movement moved = {.final = rms_of_change(final, test_read(&be, g.final), tensor_numel(g.final)),
+                            .logits = rms_of_change(logits, logits_after, g.B * g.V)};
+    free(logits);
+    free(logits_after);
+    optimizer_free(&opt);
+    gpt_free(&g);
+    test_close(&be);
+    return moved;
+}
+
+static void assert_ratio(const char *optimizer, const char *of, double got, double low, double high) {
+    if (!(got >= low && got <= high)) fail_msg("%s moves %s by %g times, not %g to %g", optimizer, of, got, low, high);
+}
+
+typedef struct {
+    OptimizerKind matrices;
+    UpdateScale scale;
+    OrthogonalizeKind orthogonalize;
+    double lr;
+    double growth; /* of the last layer's movement from width 16 to 64, at least, without muP */
+} CoordinateCheck;
+
+/* The "coordinate check" of Yang et al. 2022 (Tensor Programs V, appendix D.1). What AdamW does to the embedding moves
+ * the last layer, too, and by the same at any width: a low rate keeps it out. */
+static void under_mup_updates_move_activations_by_the_same_at_any_width(void **state) {
+    (void)state;
+    static const CoordinateCheck checks[] = {
+        {OPTIMIZER_MUON, SCALE_RMS, ORTHOGONALIZE_NEWTON_SCHULZ, .05, 1.5},
+        {OPTIMIZER_MUON, SCALE_ORIGINAL, ORTHOGONALIZE_NEWTON_SCHULZ, .1, 0},
+        {OPTIMIZER_MUON, SCALE_SPECTRAL, ORTHOGONALIZE_NEWTON_SCHULZ, .1, 0},
+        {OPTIMIZER_MUON, SCALE_NONE, ORTHOGONALIZE_NEWTON_SCHULZ, .1, 0},
+        {OPTIMIZER_MUON, SCALE_RMS, ORTHOGONALIZE_SCHATTEN, .05, 1.5},
+        {OPTIMIZER_NORMUON, SCALE_RMS, ORTHOGONALIZE_NEWTON_SCHULZ, .05, 1.5},
+        {OPTIMIZER_ADAMUON, SCALE_RMS, ORTHOGONALIZE_NEWTON_SCHULZ, .05, 1.5},
+        {OPTIMIZER_ADAMW, SCALE_RMS, ORTHOGONALIZE_NEWTON_SCHULZ, .01, 1.5},
+        {OPTIMIZER_LION, SCALE_RMS, ORTHOGONALIZE_NEWTON_SCHULZ, .01, 1.5},
+        {OPTIMIZER_SGD, SCALE_RMS, ORTHOGONALIZE_NEWTON_SCHULZ, .3, 1.5},
+    };
+    for (size_t i = 0; i < sizeof checks / sizeof checks[0]; i++) {
+        const CoordinateCheck *c = &checks[i];
+        OptimizerConfig config = optimizer_config(c->matrices);
+        config.lr = c->lr, config.muon.scale = c->scale;
+        config.muon.orthogonalize = c->orthogonalize, config.muon.schatten_p = 4;
+        if (c->matrices != OPTIMIZER_ADAMW) config.adamw.lr = .001;
+        const Movement narrow = movement(&config, 16), wide = movement(&config, 64);
+        config.mup_base_width = 16;
+        const Movement same = movement(&config, 16), scaled = movement(&config, 64);
+        const char *name = optimizer_name(c->matrices);
+        assert_true(same.final == narrow.final && same.logits == narrow.logits);
+        assert_ratio(name, "the last layer", scaled.final / narrow.final, .5, 2);
+        assert_ratio(name, "the logits", scaled.logits / narrow.logits, .35, 1.5);
+        assert_ratio(name, "the last layer without muP", wide.final / narrow.final, c->growth, 10);
+        assert_ratio(name, "the logits without muP", wide.logits / narrow.logits, 2.5, 10);
+    }
 }
 
 static void every_parameter_element_belongs_to_exactly_one_block(void **state) {
@@ -421,6 +539,7 @@ int main(void) {
         cmocka_unit_test(micro_batches_accumulate_to_the_gradient_of_the_batch),
         cmocka_unit_test(qk_clip_brings_each_clipped_head_to_tau_and_moves_no_other),
         cmocka_unit_test(a_batch_is_learned_by_heart),
+        cmocka_unit_test(under_mup_updates_move_activations_by_the_same_at_any_width),
         cmocka_unit_test(every_parameter_element_belongs_to_exactly_one_block),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);

@@ -37,6 +37,8 @@ static void describe_toy(ParamTable *p) {
     params_add_block(p, "up", ROLE_UP, up, 0, F, 1, HEADS_IN_ROWS);
     int down = params_add_matrix(p, "down", LAYERS, C, F);
     params_add_block(p, "down", ROLE_DOWN, down, 0, C, 1, HEADS_IN_ROWS);
+    int normf = params_add_vector(p, "normf", 0, C);
+    params_add_block(p, "normf", ROLE_NORM, normf, 0, C, 1, HEADS_IN_ROWS);
 }
 
 static OptimizerConfig default_config(void) {
@@ -44,6 +46,9 @@ static OptimizerConfig default_config(void) {
     config.muon = (MuonConfig){.momentum = .95, .nesterov = true, .iterations = 5, .scale = SCALE_RMS, .rms = .2};
     snprintf(config.muon.coefficients.set, NAME_SIZE, "muon");
     config.adamw = (AdamwConfig){.beta1 = .9, .beta2 = .95, .eps = 1e-8};
+    config.normuon = (AdaptConfig){.beta2 = .95, .eps = 1e-10};
+    config.adamuon = (AdaptConfig){.beta2 = .95, .eps = 1e-8};
+    config.lion = (LionConfig){.beta1 = .9, .beta2 = .99};
     return config;
 }
 
@@ -156,9 +161,20 @@ static void routes_cover_every_element_exactly_once(void **state) {
     check_cover(&config);
 }
 
+/* One for each element, one for each row, or none. */
+static void check_second_moment(const Route *r) {
+    static const int64_t columns[OPTIMIZER_COUNT] = {
+        [OPTIMIZER_ADAMW] = -1, [OPTIMIZER_ADAMUON] = -1, [OPTIMIZER_NORMUON] = 1};
+    int64_t expected = columns[r->optimizer] < 0 ? r->momentum.shape[3] : columns[r->optimizer];
+    assert_true(tensor_present(r->second) == (expected > 0));
+    if (expected == 0) return;
+    assert_int_equal(r->second.shape[3], expected);
+    for (int dim = 0; dim < 3; dim++) assert_int_equal(r->second.shape[dim], r->momentum.shape[dim]);
+}
+
 static void hidden_matrices_go_to_the_chosen_optimizer_and_the_rest_to_adamw(void **state) {
     (void)state;
-    for (int matrices = OPTIMIZER_MUON; matrices <= OPTIMIZER_ADAMW; matrices++) {
+    for (int matrices = 0; matrices < OPTIMIZER_COUNT; matrices++) {
         OptimizerConfig config = default_config();
         config.matrices = (OptimizerKind)matrices;
         Toy toy;
@@ -170,7 +186,8 @@ static void hidden_matrices_go_to_the_chosen_optimizer_and_the_rest_to_adamw(voi
             bool vector = kind->role == ROLE_NORM || kind->role == ROLE_BIAS;
             assert_int_equal(r->optimizer, params_is_hidden_matrix(kind) ? config.matrices : OPTIMIZER_ADAMW);
             assert_true(r->decay == (vector ? 0.0f : .1f));
-            assert_true(tensor_present(r->second) == (r->optimizer == OPTIMIZER_ADAMW));
+            assert_int_equal(r->split, SPLIT_WHOLE);
+            check_second_moment(r);
         }
         close_toy(&toy);
     }
@@ -217,6 +234,12 @@ static void options_that_do_not_fit_the_model_are_refused_by_name(void **state) 
     assert_refused(&config, "optimizer.overrides.layers.0.* sends norm1 to muon");
 
     config = default_config();
+    override(&config, "layers.*.qkv_bias", OPTIMIZER_NORMUON);
+    assert_refused(&config, "sends qkv_bias to normuon, which takes matrices only");
+    config.overrides[0].optimizer = OPTIMIZER_ADAMUON;
+    assert_refused(&config, "sends qkv_bias to adamuon");
+
+    config = default_config();
     split_heads_of(&config, 1, (const char *const[]){"up"});
     assert_refused(&config, "optimizer.muon.per_head: \"up\"");
 
@@ -227,6 +250,28 @@ static void options_that_do_not_fit_the_model_are_refused_by_name(void **state) 
     config = default_config();
     config.lr = 0, config.adamw.lr = .1;
     assert_refused(&config, "optimizer.adamw.lr");
+}
+
+static void any_block_may_go_to_sgd_lion_or_adamw(void **state) {
+    (void)state;
+    static const OptimizerKind kinds[] = {OPTIMIZER_SGD, OPTIMIZER_LION, OPTIMIZER_ADAMW};
+    for (int k = 0; k < 3; k++) {
+        OptimizerConfig config = default_config();
+        override(&config, "*", kinds[k]);
+        Toy toy;
+        open_toy(&toy, "bf16", &config);
+        double *before = test_read(&toy.be, toy.params.master);
+        step(&toy, 1);
+        double *master = test_read(&toy.be, toy.params.master), *work = test_read(&toy.be, toy.params.work);
+        int64_t moved = 0;
+        for (int64_t i = 0; i < toy.params.elements; i++) {
+            assert_true(work[i] == (double)bf16_to_f32(bf16_from_f32((float)master[i])));
+            moved += master[i] != before[i];
+        }
+        assert_int_equal(moved, toy.params.count);
+        for (int i = 0; i < toy.opt.route_count; i++) assert_int_equal(toy.opt.routes[i].optimizer, kinds[k]);
+        close_toy(&toy);
+    }
 }
 
 static void scales_follow_rows_and_columns_of_what_is_orthogonalized(void **state) {
@@ -248,6 +293,43 @@ static void scales_follow_rows_and_columns_of_what_is_orthogonalized(void **stat
         double got[] = {(double)find_route(&toy, "up", 0)->scale, (double)find_route(&toy, "q", 0)->scale,
                         (double)find_route(&toy, "o", 0)->scale, (double)find_route(&toy, "embed", 0)->scale};
         assert_close("scale", got, (double[]){rows[i].up, rows[i].q, rows[i].o, 1}, 4, (Tolerance){.relative = 1e-6});
+        close_toy(&toy);
+    }
+}
+
+/* r = 2/6. Scales without muP are in the test above. */
+static void mup_scales_what_the_table_of_routing_c_says(void **state) {
+    (void)state;
+    const double r = 1. / 3, root = sqrt(r), up_rms = .63245553, up_original = 1.29099445, fixed = .2 * sqrt(60);
+    const struct {
+        OptimizerKind optimizer;
+        UpdateScale scale;
+        double schatten_p, up, embed;
+    } rows[] = {
+        {OPTIMIZER_MUON, SCALE_RMS, 0, up_rms * root, .2 * sqrt(V)},
+        {OPTIMIZER_MUON, SCALE_ORIGINAL, 0, up_original, sqrt(11. / 6) / root},
+        {OPTIMIZER_MUON, SCALE_SPECTRAL, 0, up_original, sqrt(11. / 6) / root},
+        {OPTIMIZER_MUON, SCALE_NONE, 0, 1, 1},
+        {OPTIMIZER_MUON, SCALE_RMS, 4, up_rms * root * pow(r, .25), .2 * sqrt(V)},
+        {OPTIMIZER_NORMUON, SCALE_RMS, 0, fixed * root, .2 * sqrt(66)},
+        {OPTIMIZER_ADAMUON, SCALE_RMS, 0, fixed * root, .2 * sqrt(66)},
+        {OPTIMIZER_ADAMW, SCALE_RMS, 0, r, 1},
+        {OPTIMIZER_LION, SCALE_RMS, 0, r, 1},
+        {OPTIMIZER_SGD, SCALE_RMS, 0, 1, 1 / r},
+    };
+    for (size_t i = 0; i < sizeof rows / sizeof rows[0]; i++) {
+        OptimizerConfig config = default_config();
+        config.mup_base_width = 2;
+        config.matrices = rows[i].optimizer, config.muon.scale = rows[i].scale;
+        config.muon.schatten_p = rows[i].schatten_p;
+        if (rows[i].schatten_p > 0) config.muon.orthogonalize = ORTHOGONALIZE_SCHATTEN;
+        override(&config, "embed", rows[i].optimizer);
+        Toy toy;
+        open_toy(&toy, "fp32", &config);
+        double got[] = {(double)find_route(&toy, "up", 0)->scale, (double)find_route(&toy, "embed", 0)->scale,
+                        (double)find_route(&toy, "norm1", 0)->scale, (double)find_route(&toy, "normf", 0)->scale};
+        assert_close(optimizer_name(rows[i].optimizer), got, (double[]){rows[i].up, rows[i].embed, 1, r}, 4,
+                     (Tolerance){.relative = 1e-6});
         close_toy(&toy);
     }
 }
@@ -277,21 +359,39 @@ static void the_printed_table_has_a_line_for_every_route(void **state) {
 
 /* ---- steps ------------------------------------------------------------------------------------------------------ */
 
-/* One matrix, twice: the second layer shows that layers do not mix. */
-static void check_golden(const GoldenCase *golden, const char *device) {
+static OptimizerConfig config_of_golden(const GoldenCase *golden) {
     OptimizerConfig config = default_config();
     config.matrices = golden->optimizer;
-    config.lr = golden_lr, config.weight_decay = golden_weight_decay;
+    config.lr = golden_lr, config.weight_decay = golden->no_decay ? 0 : golden_weight_decay;
+    config.cautious_decay = golden->cautious;
+    config.mup_base_width = golden->mup_base_width;
+    if (golden->decay_schedule) config.decay_schedule = (ScheduleConfig){.kind = SCHEDULE_LINEAR, .final = .2};
     config.muon.momentum_form = golden->form;
+    config.muon.momentum_start = .85;
+    config.muon.momentum_warmup = golden->momentum_warmup;
+    config.muon.momentum_cooldown = golden->momentum_cooldown;
     config.muon.nesterov = golden->nesterov;
     config.muon.scale = golden->scale;
+    config.muon.orthogonalize = golden->orthogonalize;
+    config.muon.schatten_p = golden->schatten_p;
+    if (golden->beta1 > 0) config.lion = (LionConfig){.beta1 = golden->beta1, .beta2 = golden->beta2};
+    if (golden->eps > 0) config.normuon = config.adamuon = (AdaptConfig){.beta2 = golden->beta2, .eps = golden->eps};
+    if (golden->per_head) split_heads_of(&config, 1, (const char *const[]){"q"});
+    return config;
+}
+
+/* One matrix, twice: the second layer shows that layers do not mix. The embedding is there for its width. */
+static void check_golden(const GoldenCase *golden, const char *device) {
+    OptimizerConfig config = config_of_golden(golden);
     Toy toy = {0};
+    int embedding = params_add_matrix(&toy.params, "wte", 0, 1, golden->columns);
+    params_add_block(&toy.params, "embed", ROLE_EMBED, embedding, 0, 1, 1, HEADS_IN_ROWS);
     int matrix = params_add_matrix(&toy.params, "w", 2, golden->rows, golden->columns);
-    params_add_block(&toy.params, "w", ROLE_UP, matrix, 0, golden->rows, 1, HEADS_IN_ROWS);
+    params_add_block(&toy.params, "q", ROLE_Q, matrix, 0, golden->rows, golden->per_head ? 2 : 1, golden->axis);
     open_described(&toy, device, "fp32", &config);
 
     int64_t size = golden->rows * golden->columns;
-    Tensor w = weights_of(&toy, toy.params.master, "w"), g = weights_of(&toy, toy.params.grad, "w");
+    Tensor w = weights_of(&toy, toy.params.master, "q"), g = weights_of(&toy, toy.params.grad, "q");
     for (int64_t i = 0; i < 2 * size; i++) test_set(&toy.be, w, i, golden->start[i % size]);
     for (int number = 1; number <= GOLDEN_STEPS; number++) {
         const double *gradient = golden->gradients + (number - 1) * size;
@@ -299,21 +399,30 @@ static void check_golden(const GoldenCase *golden, const char *device) {
         step(&toy, number);
     }
     /* fp32 against fp64: Newton-Schulz leaves 2e-6 of an update of size .02 * 1, three times */
-    double *got = test_read(&toy.be, w), decayed = pow(1 - golden_lr * golden_weight_decay, GOLDEN_STEPS);
-    assert_close("weights", got, golden->expected, size, (Tolerance){.absolute = 1e-6});
-    for (int64_t i = 0; i < size; i++) {
+    char what[64];
+    snprintf(what, sizeof what, "%s, %d x %d, on %s", golden->name, golden->rows, golden->columns, device);
+    double *got = test_read(&toy.be, w), decayed = pow(1 - config.lr * config.weight_decay, GOLDEN_STEPS);
+    assert_close(what, got, golden->expected, size, (Tolerance){.absolute = 1e-6});
+    for (int64_t i = 0; i < size && !golden->decay_schedule; i++) {
         double expected = decayed * golden->start[i];
         assert_close("layer without gradient", &got[size + i], &expected, 1, (Tolerance){.absolute = 1e-6});
     }
     close_toy(&toy);
 }
 
+static bool is_available(const char *device) {
+    Backend be;
+    char note[256];
+    Status status = backend_open(&be, (BackendRequest){device, "fp32", 2}, note, sizeof note);
+    if (!status.code) backend_close(&be);
+    return !status.code;
+}
+
 static void three_steps_agree_with_pytorch(void **state) {
     (void)state;
-    for (int i = 0; i < GOLDEN_CASES; i++) {
-        check_golden(&golden_cases[i], "ref");
-        check_golden(&golden_cases[i], "cpu");
-    }
+    static const char *const devices[] = {"ref", "cpu", "cuda"};
+    for (size_t d = 0; d < sizeof devices / sizeof devices[0]; d++)
+        for (int i = 0; i < GOLDEN_CASES && is_available(devices[d]); i++) check_golden(&golden_cases[i], devices[d]);
 }
 
 static double *weights_after(const OptimizerConfig *config, int steps, Toy *toy) {
@@ -518,9 +627,12 @@ static void note_update(void *context, const UpdateEvent *e) {
     assert_true(tensor_same_shape(e->momentum, e->update) && tensor_same_shape(e->momentum, e->route->momentum));
     o->elements += tensor_numel(e->update);
     if (e->route->optimizer == OPTIMIZER_ADAMW) check_adamw_update(toy, e);
+    assert_close("keep", &e->keep, &(double){1 - o->lr * toy->config.weight_decay}, 1, (Tolerance){.absolute = 1e-9});
     for (int64_t i = 0; o->lr > 0 && i < e->weights.shape[3]; i++) { /* the first row */
-        double applied = ((1 - o->lr * .1) * o->before[start + i] - test_get(&toy->be, e->weights, i)) / o->lr;
-        double expected = (double)e->route->scale * test_get(&toy->be, e->update, i);
+        double update = test_get(&toy->be, e->update, i), old = o->before[start + i];
+        double keep = toy->config.cautious_decay && update * old < 0 ? 1 : e->keep;
+        double applied = (keep * old - test_get(&toy->be, e->weights, i)) / o->lr;
+        double expected = (double)e->route->scale * update;
         assert_close("applied", &applied, &expected, 1, (Tolerance){.absolute = 2e-5});
     }
 }
@@ -533,34 +645,38 @@ static int64_t hidden_elements(const ParamTable *p) {
     return count;
 }
 
+static void check_observer(const OptimizerConfig *config, double lr) {
+    Toy watched, plain;
+    open_toy(&watched, "fp32", config);
+    open_toy(&plain, "fp32", config);
+    Observed o = {.toy = &watched, .before = test_read(&watched.be, watched.params.master), .lr = lr};
+    StepNumbers numbers = numbers_of(&watched, 1);
+    numbers.lr = lr;
+    optimizer_step(&watched.opt, &numbers, note_update, &o);
+    optimizer_step(&plain.opt, &numbers, NULL, NULL);
+    assert_int_equal(o.announced, hidden_elements(&watched.params));
+    assert_int_equal(o.elements, hidden_elements(&watched.params));
+    assert_tensors_close("weights", &watched.be, watched.params.master, &plain.be, plain.params.master, (Tolerance){0});
+    for (int i = 0; i < plain.opt.route_count; i++) {
+        const Route *a = &watched.opt.routes[i], *b = &plain.opt.routes[i];
+        assert_tensors_close("momentum", &watched.be, a->momentum, &plain.be, b->momentum, (Tolerance){0});
+        if (tensor_present(b->second))
+            assert_tensors_close("second", &watched.be, a->second, &plain.be, b->second, (Tolerance){0});
+    }
+    close_toy(&watched);
+    close_toy(&plain);
+}
+
 static void the_observer_sees_every_hidden_matrix_and_changes_nothing(void **state) {
     (void)state;
-    for (int matrices = OPTIMIZER_MUON; matrices <= OPTIMIZER_ADAMW; matrices++)
-        for (int frozen = 0; frozen < 2; frozen++) {
+    for (int matrices = 0; matrices < OPTIMIZER_COUNT; matrices++)
+        for (int variant = 0; variant < 4; variant++) {
             OptimizerConfig config = default_config();
             config.matrices = (OptimizerKind)matrices;
-            split_heads_of(&config, 1, (const char *const[]){"o"});
-            Toy watched, plain;
-            open_toy(&watched, "fp32", &config);
-            open_toy(&plain, "fp32", &config);
-            double lr = frozen ? 0 : config.lr;
-            Observed o = {.toy = &watched, .before = test_read(&watched.be, watched.params.master), .lr = lr};
-            StepNumbers numbers = numbers_of(&watched, 1);
-            numbers.lr = lr;
-            optimizer_step(&watched.opt, &numbers, note_update, &o);
-            optimizer_step(&plain.opt, &numbers, NULL, NULL);
-            assert_int_equal(o.announced, hidden_elements(&watched.params));
-            assert_int_equal(o.elements, hidden_elements(&watched.params));
-            assert_tensors_close("weights", &watched.be, watched.params.master, &plain.be, plain.params.master,
-                                 (Tolerance){0});
-            for (int i = 0; i < plain.opt.route_count; i++) {
-                const Route *a = &watched.opt.routes[i], *b = &plain.opt.routes[i];
-                assert_tensors_close("m", &watched.be, a->momentum, &plain.be, b->momentum, (Tolerance){0});
-                if (b->optimizer == OPTIMIZER_ADAMW)
-                    assert_tensors_close("v", &watched.be, a->second, &plain.be, b->second, (Tolerance){0});
-            }
-            close_toy(&watched);
-            close_toy(&plain);
+            config.cautious_decay = variant == 2;
+            config.mup_base_width = variant == 3 ? 2 : 0;
+            if (variant < 3) split_heads_of(&config, 1, (const char *const[]){"o"});
+            check_observer(&config, variant == 1 ? 0 : config.lr);
         }
 }
 
@@ -584,12 +700,15 @@ static void count_passes(void *context, const UpdateEvent *event) {
     p->layers += route->layers;
 }
 
-/* Four layers of 5 MiB each in passes of 16 MiB: Muon needs twice that per layer, AdamW once. */
+/* Four layers of 5 MiB each in passes of 16 MiB: Newton-Schulz needs twice that per layer, the others once. All steps
+ * have the sign of their gradient, and of Muon and its kin an rms of .2. */
 static void a_run_too_large_for_one_pass_comes_in_several(void **state) {
     (void)state;
-    for (int matrices = OPTIMIZER_MUON; matrices <= OPTIMIZER_ADAMW; matrices++) {
+    for (int matrices = 0; matrices < OPTIMIZER_COUNT; matrices++) {
+        const bool pairs = matrices == OPTIMIZER_MUON || matrices == OPTIMIZER_NORMUON || matrices == OPTIMIZER_ADAMUON;
         OptimizerConfig config = default_config();
         config.matrices = (OptimizerKind)matrices;
+        config.muon.nesterov = false;
         config.muon.coefficients.count = 1, config.muon.iterations = 1;
         snprintf(config.muon.coefficients.set, NAME_SIZE, "cubic");
         Toy toy = {0};
@@ -603,12 +722,12 @@ static void a_run_too_large_for_one_pass_comes_in_several(void **state) {
         const StepNumbers numbers = numbers_of(&toy, 1);
         optimizer_step(&toy.opt, &numbers, count_passes, &p);
         assert_int_equal(p.layers, 4);
-        assert_int_equal(p.calls, matrices == OPTIMIZER_MUON ? 4 : 2);
-        double size = matrices == OPTIMIZER_MUON ? 1 / sqrt(5 << 18) : 1;
+        assert_int_equal(p.calls, pairs ? 4 : 2);
+        double size = pairs ? 1 / sqrt(5 << 18) : 1;
         assert_close("updates", p.first_values, (double[]){size, -size, size, -size}, 4, (Tolerance){.relative = 1e-3});
-        for (int layer = 0; layer < 4; layer++) { /* rms .2 in Muon */
+        for (int layer = 0; layer < 4; layer++) {
             Tensor w = params_block(&toy.params, toy.params.master, 0, layer);
-            double got = test_get(&toy.be, w, (5 << 18) - 1), rms = matrices == OPTIMIZER_MUON ? .2 : 1;
+            double got = test_get(&toy.be, w, (5 << 18) - 1), rms = pairs ? .2 : 1;
             double expected = (layer % 2 ? .02 : -.02) * rms;
             assert_close("weight", &got, &expected, 1, (Tolerance){.relative = 1e-3});
         }
@@ -626,8 +745,8 @@ static void state_tensors_have_names_of_their_own_and_cover_the_state(void **sta
     Toy toy;
     open_toy(&toy, "fp32", &config);
     int64_t count = optimizer_state_count(&toy.opt), elements = 0;
-    /* embed m v; norm1 and qkv_bias m v in 3 layers; q k v o down in 3; up in 2, and m v in one */
-    assert_int_equal(count, 2 + 2 * 2 * 3 + 5 * 3 + 2 + 2);
+    /* embed and normf m v; norm1 and qkv_bias m v in 3 layers; q k v o down in 3; up in 2, and m v in one */
+    assert_int_equal(count, 2 * 2 + 2 * 2 * 3 + 5 * 3 + 2 + 2);
     char(*names)[64] = calloc((size_t)count, sizeof *names);
     for (int64_t i = 0; i < count; i++) {
         Tensor t = optimizer_state_tensor(&toy.opt, i, names[i], sizeof names[i]);
@@ -651,11 +770,46 @@ static void state_tensors_have_names_of_their_own_and_cover_the_state(void **sta
     close_toy(&toy);
 }
 
+static void second_moments_of_updates_have_names_and_shapes_of_their_own(void **state) {
+    (void)state;
+    OptimizerConfig config = default_config();
+    config.matrices = OPTIMIZER_NORMUON;
+    split_heads_of(&config, 1, (const char *const[]){"o"});
+    override(&config, "layers.2.*", OPTIMIZER_LION);
+    override(&config, "layers.1.up", OPTIMIZER_ADAMUON);
+    static const struct {
+        const char *name;
+        int64_t rows, columns;
+    } expected[] = {{"layers.0.q.second", H * D, 1},   {"layers.0.o.second", H * C, 1}, {"layers.0.up.second", F, 1},
+                    {"layers.1.up.second", F, C},      {"layers.1.up.momentum", F, C},  {"layers.2.up.momentum", F, C},
+                    {"layers.2.norm1.momentum", C, 1}, {"layers.1.norm1.v", C, 1}};
+    Toy toy;
+    open_toy(&toy, "fp32", &config);
+    size_t found = 0;
+    for (int64_t i = 0; i < optimizer_state_count(&toy.opt); i++) {
+        char name[64];
+        Tensor t = optimizer_state_tensor(&toy.opt, i, name, sizeof name);
+        assert_string_not_equal(name, "layers.2.up.second");
+        for (size_t k = 0; k < sizeof expected / sizeof expected[0]; k++)
+            if (strcmp(name, expected[k].name) == 0) {
+                assert_int_equal(t.shape[0], expected[k].rows);
+                assert_int_equal(t.shape[1], expected[k].columns);
+                found++;
+            }
+    }
+    assert_int_equal(found, sizeof expected / sizeof expected[0]);
+    close_toy(&toy);
+}
+
 static void the_plan_is_what_is_allocated(void **state) {
     (void)state;
-    for (int kind = ORTHOGONALIZE_NEWTON_SCHULZ; kind <= ORTHOGONALIZE_SVD; kind++) {
+    for (int kind = 0; kind < OPTIMIZER_COUNT + 3; kind++) {
         OptimizerConfig config = default_config();
-        config.muon.orthogonalize = (OrthogonalizeKind)kind;
+        if (kind < OPTIMIZER_COUNT)
+            config.matrices = (OptimizerKind)kind;
+        else
+            config.muon.orthogonalize = (OrthogonalizeKind)(kind - OPTIMIZER_COUNT);
+        config.muon.schatten_p = 4;
         Toy toy;
         open_toy(&toy, "fp32", &config);
         Optimizer planned;
@@ -687,7 +841,9 @@ int main(void) {
         cmocka_unit_test(hidden_matrices_go_to_the_chosen_optimizer_and_the_rest_to_adamw),
         cmocka_unit_test(the_last_override_that_matches_wins_and_splits_the_run),
         cmocka_unit_test(options_that_do_not_fit_the_model_are_refused_by_name),
+        cmocka_unit_test(any_block_may_go_to_sgd_lion_or_adamw),
         cmocka_unit_test(scales_follow_rows_and_columns_of_what_is_orthogonalized),
+        cmocka_unit_test(mup_scales_what_the_table_of_routing_c_says),
         cmocka_unit_test(the_printed_table_has_a_line_for_every_route),
         cmocka_unit_test(three_steps_agree_with_pytorch),
         cmocka_unit_test(sum_and_ema_make_the_same_updates_at_constant_mu),
@@ -700,6 +856,7 @@ int main(void) {
         cmocka_unit_test(the_observer_sees_every_hidden_matrix_and_changes_nothing),
         cmocka_unit_test(a_run_too_large_for_one_pass_comes_in_several),
         cmocka_unit_test(state_tensors_have_names_of_their_own_and_cover_the_state),
+        cmocka_unit_test(second_moments_of_updates_have_names_and_shapes_of_their_own),
         cmocka_unit_test(the_plan_is_what_is_allocated),
         cmocka_unit_test(the_svd_can_stand_in_for_newton_schulz),
     };

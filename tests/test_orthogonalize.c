@@ -290,6 +290,71 @@ static void the_svd_gives_the_orthogonal_factor_itself(void **state) {
     test_close(&be);
 }
 
+/* ---- Schatten-p ------------------------------------------------------------------------------------------------- */
+
+static MuonConfig schatten_config(double p) {
+    MuonConfig config = config_of("muon");
+    config.orthogonalize = ORTHOGONALIZE_SCHATTEN;
+    config.schatten_p = p;
+    return config;
+}
+
+static double power_sum(const double *x, int64_t n, double power) {
+    double sum = 0;
+    for (int64_t i = 0; i < n; i++) sum += pow(x[i], power);
+    return sum;
+}
+
+/* By what makes it the steepest: it lies on the ball, and <U, O> is all that Hölder's inequality allows. */
+static void check_steepest(Backend *be, Factors *f, double p) {
+    double matrix[33 * 33], U[33 * 33], got[SMALL_MAX], along = 0;
+    const double q = p / (p - 1), k = (double)f->small;
+    MuonConfig config = schatten_config(p);
+    compose(f, f->sigma, U);
+    memcpy(matrix, U, sizeof matrix);
+    run_one(be, &config, f->rows, f->columns, matrix);
+    singular_values(got, matrix, f->rows, f->columns);
+    for (int64_t i = 0; i < f->rows * f->columns; i++) along += U[i] * matrix[i];
+    const double norm = pow(power_sum(got, f->small, p), 1 / p), radius = pow(k, 1 / p);
+    const double most = radius * pow(power_sum(f->sigma, f->small, q), 1 / q);
+    assert_close("norm", &norm, &radius, 1, (Tolerance){.relative = 1e-5});
+    assert_close("<U, O>", &along, &most, 1, (Tolerance){.relative = 1e-5});
+}
+
+static void schatten_is_the_steepest_descent_in_its_norm(void **state) {
+    (void)state;
+    static const double powers[] = {2, 3, 4, 10, 100};
+    Backend be;
+    test_open(&be, "ref", "bf16");
+    for (int s = 0; s < SHAPES; s++) {
+        Factors f = random_factors(shapes[s][0], shapes[s][1], (uint64_t)s);
+        for (size_t i = 0; i < sizeof powers / sizeof powers[0]; i++) check_steepest(&be, &f, powers[i]);
+        free_factors(&f);
+    }
+    test_close(&be);
+}
+
+static void schatten_runs_from_the_normalised_gradient_to_msign_whatever_the_size(void **state) {
+    (void)state;
+    Backend be;
+    test_open(&be, "ref", "fp32");
+    static const double sizes[] = {1e-30, 1, 1e30};
+    Factors f = random_factors(7, 12, 1);
+    double ones[SMALL_MAX], normalised[SMALL_MAX], U[7 * 12], matrix[7 * 12], expected[7 * 12];
+    for (int i = 0; i < 7; i++) ones[i] = 1, normalised[i] = f.sigma[i] * sqrt(7 / power_sum(f.sigma, 7, 2));
+    compose(&f, f.sigma, U);
+    for (int limit = 0; limit < 2; limit++)
+        for (int s = 0; s < 3; s++) {
+            MuonConfig config = schatten_config(limit ? 1e6 : 2);
+            for (int i = 0; i < 7 * 12; i++) matrix[i] = sizes[s] * U[i];
+            compose(&f, limit ? ones : normalised, expected);
+            run_one(&be, &config, 7, 12, matrix);
+            assert_close(limit ? "msign" : "gradient", matrix, expected, 7 * 12, (Tolerance){.absolute = 4e-6});
+        }
+    free_factors(&f);
+    test_close(&be);
+}
+
 /* Directions without signal stay without: Newton-Schulz multiplies their rounding noise by its slope at 0. */
 static void check_missing_ranks(Backend *be, const MuonConfig *config, int64_t columns) {
     Factors f = random_factors(12, columns, 3);
@@ -308,7 +373,8 @@ static void missing_ranks_stay_missing(void **state) {
     (void)state;
     Backend be;
     test_open(&be, "ref", "fp32");
-    MuonConfig configs[] = {config_of("muon"), config_of("polar-express"), config_of("deepseek-v4"), svd_config()};
+    MuonConfig configs[] = {config_of("muon"), config_of("polar-express"), config_of("deepseek-v4"), svd_config(),
+                            schatten_config(1000)};
     for (size_t c = 0; c < sizeof configs / sizeof configs[0]; c++) {
         if (c != 2) check_missing_ranks(&be, &configs[c], 19); /* its ten plain iterations lift the noise to 1 */
         check_missing_ranks(&be, &configs[c], 90);
@@ -338,8 +404,8 @@ static void a_zero_matrix_gives_zero_and_one_that_is_not_finite_gives_nan(void *
     (void)state;
     Backend be;
     test_open(&be, "ref", "fp32");
-    MuonConfig configs[] = {config_of("muon"), svd_config()};
-    for (size_t c = 0; c < 2; c++) {
+    MuonConfig configs[] = {config_of("muon"), svd_config(), schatten_config(2), schatten_config(4)};
+    for (size_t c = 0; c < 4; c++) {
         double matrices[3 * 12] = {0}, zero[12] = {0};
         for (int i = 12; i < 36; i++) matrices[i] = 1 + .1 * i;
         matrices[17] = (double)NAN, matrices[30] = (double)INFINITY;
@@ -412,6 +478,8 @@ int main(void) {
         cmocka_unit_test(no_set_diverges_on_matrices_of_rank_one_in_bf16),
         cmocka_unit_test(coefficients_that_would_diverge_in_bf16_run_in_fp32),
         cmocka_unit_test(the_svd_gives_the_orthogonal_factor_itself),
+        cmocka_unit_test(schatten_is_the_steepest_descent_in_its_norm),
+        cmocka_unit_test(schatten_runs_from_the_normalised_gradient_to_msign_whatever_the_size),
         cmocka_unit_test(missing_ranks_stay_missing),
         cmocka_unit_test(the_gram_form_is_taken_in_fp32_where_it_is_cheaper),
         cmocka_unit_test(a_zero_matrix_gives_zero_and_one_that_is_not_finite_gives_nan),

@@ -1,4 +1,4 @@
-/* Learning-rate schedules at points computed by hand. */
+/* Schedules at points computed by hand. */
 #include "tests/support.h"
 
 #include "optim/schedule.h"
@@ -79,6 +79,33 @@ static void a_run_that_is_all_warm_up_ends_at_one(void **state) {
     }
 }
 
+/* ---- momentum --------------------------------------------------------------------------------------------------- */
+
+static void assert_momentum(const MuonConfig *config, int64_t steps, int64_t step, double expected) {
+    char what[64];
+    double got = schedule_momentum(config, steps, step);
+    snprintf(what, sizeof what, "step %lld", (long long)step);
+    assert_close(what, &got, &expected, 1, (Tolerance){.absolute = 1e-12});
+}
+
+static void momentum_rises_from_its_start_and_falls_back_to_it(void **state) {
+    (void)state;
+    const MuonConfig config = {.momentum = .95, .momentum_start = .85, .momentum_warmup = 10, .momentum_cooldown = 20};
+    assert_momentum(&config, 100, 1, .85);
+    assert_momentum(&config, 100, 6, .90);
+    assert_momentum(&config, 100, 11, .95);
+    assert_momentum(&config, 100, 80, .95);
+    assert_momentum(&config, 100, 85, .925);
+    assert_momentum(&config, 100, 100, .85);
+    assert_momentum(&config, 100, 120, .85);
+}
+
+static void without_a_schedule_momentum_is_constant(void **state) {
+    (void)state;
+    const MuonConfig config = {.momentum = .95, .momentum_start = .85};
+    for (int step = 1; step <= 10; step++) assert_true(schedule_momentum(&config, 10, step) == .95);
+}
+
 int main(void) {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(warm_up_rises_linearly_to_one),
@@ -89,6 +116,8 @@ int main(void) {
         cmocka_unit_test(wsd_is_flat_until_the_cooldown),
         cmocka_unit_test(steps_beyond_the_last_stay_at_the_end),
         cmocka_unit_test(a_run_that_is_all_warm_up_ends_at_one),
+        cmocka_unit_test(momentum_rises_from_its_start_and_falls_back_to_it),
+        cmocka_unit_test(without_a_schedule_momentum_is_constant),
     };
     return cmocka_run_group_tests_name("schedule", tests, NULL, NULL);
 }

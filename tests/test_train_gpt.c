@@ -140,6 +140,27 @@ static void a_resumed_run_equals_the_uninterrupted_one_bit_for_bit(void **state)
     }
 }
 
+/* With the state that each optimizer keeps, and schedules that go on. */
+static void every_optimizer_resumes_bit_for_bit(void **state) {
+    Fixture *f = *state;
+    static const char *const optimizers[] = {
+        "optimizer.matrices=normuon optimizer.muon.momentum_warmup=3 optimizer.muon.momentum_cooldown=3",
+        "optimizer.matrices=adamuon 'optimizer.muon.per_head=[\"q\", \"o\"]' optimizer.cautious_decay=true",
+        "optimizer.matrices=sgd optimizer.decay_schedule.kind=cosine",
+        "optimizer.matrices=lion 'optimizer.overrides.*=lion' optimizer.mup_base_width=8",
+        "optimizer.matrices=muon optimizer.muon.orthogonalize=schatten optimizer.mup_base_width=8",
+    };
+    for (size_t i = 0; i < sizeof optimizers / sizeof optimizers[0]; i++) {
+        expect(f, run(f, "name=whole %s %s", tiny, optimizers[i]), 0, "8 steps");
+        shell(f, "cp -r runs/whole runs/cut && rm -r runs/cut/checkpoints/step_00000008");
+        expect(f, run(f, "--resume runs/cut"), 0, "8 steps");
+        shell(f, "diff -r runs/whole/checkpoints/step_00000008 runs/cut/checkpoints/step_00000008");
+        for (int step = 5; step <= 8; step++)
+            assert_same_step(f, "runs/whole/metrics.jsonl", "runs/cut/metrics.jsonl", step);
+        shell(f, "rm -r runs");
+    }
+}
+
 static void what_a_resume_changes_holds_for_the_next_one(void **state) {
     Fixture *f = *state;
     run(f, "name=a %s", tiny);
@@ -560,6 +581,13 @@ static void dry_run_and_help_print_and_write_nothing(void **state) {
     Fixture *f = *state;
     expect(f, run(f, "--dry-run %s", tiny), 0, "layers.0-1.q");
     assert_non_null(strstr(f->output, "total"));
+    static const char *const optimizers[] = {"muon", "normuon", "adamuon", "sgd", "lion", "adamw"};
+    for (size_t i = 0; i < sizeof optimizers / sizeof optimizers[0]; i++) {
+        char row[32];
+        snprintf(row, sizeof row, "16 x 16  %s", optimizers[i]);
+        expect(f, run(f, "--dry-run %s optimizer.matrices=%s", tiny, optimizers[i]), 0, row);
+        expect(f, run(f, "--dry-run %s device=cuda optimizer.matrices=%s", tiny, optimizers[i]), 0, "roofline");
+    }
     expect(f, run(f, "--help"), 0, "optimizer.muon.momentum");
     expect(f, run(f, "--version"), 0, "train_gpt");
     expect(f, run(f, "--schema"), 0, "\"$schema\"");
@@ -573,6 +601,7 @@ int main(void) {
 #define PROGRAM_TEST(name) cmocka_unit_test_setup_teardown(name, set_up, tear_down)
     const struct CMUnitTest tests[] = {
         PROGRAM_TEST(a_resumed_run_equals_the_uninterrupted_one_bit_for_bit),
+        PROGRAM_TEST(every_optimizer_resumes_bit_for_bit),
         PROGRAM_TEST(what_a_resume_changes_holds_for_the_next_one),
         PROGRAM_TEST(the_same_seed_gives_the_same_bits_and_another_seed_others),
         PROGRAM_TEST(a_run_never_overwrites_another),

@@ -22,7 +22,7 @@ NOT_ON_CPU := $(strip $(if $(SANITIZE),a sanitizer build leaves CUDA out,\
 
 EMULATOR := $(patsubst %.cc,$(ON_CPU)/%.o,$(filter-out %/racecheck.cc %/cublaslt.cc,$(sort $(wildcard $(HARNESS)/*.cc))))
 # These run in every mode and schedule; the test of the planted faults chooses them itself.
-ON_CPU_TESTS := test_cuda_ptx test_ops_backends \
+ON_CPU_TESTS := test_cuda_ptx test_ops_backends test_optimizer \
                 $(patsubst $(HARNESS)/%.c,%,$(filter-out %/test_cuda_faults.c,$(sort $(wildcard $(HARNESS)/test_*.c))))
 ON_CPU_PROGRAMS := $(foreach m,$(MODES),$(ON_CPU_TESTS:%=$(ON_CPU)/$(m)/%) $(ON_CPU)/$(m)/cuda_faults) \
                    $(ON_CPU)/test_cuda_faults $(ON_CPU)/train_gpt_cuda_on_cpu
@@ -71,7 +71,8 @@ $(ON_CPU)/$(1)/%.o: %.cc $(ON_CPU)/flags
 	$$(QUIET)$$(CXX) $$(ON_CPU_CXXFLAGS) $$(KERNEL_CXXFLAGS) $(if $(filter asan,$(1)),$(SANITIZE_asan)) $$(ON_CPU_INCLUDES) \
 	    -MMD -MP -c -o $$@ $$<
 
-$(ON_CPU)/$(1)/test_ops_backends: $(BUILD)/tests/test_ops_backends.o $(BUILD)/tests/support.o $$(HOST_OBJECTS) $$(DEVICE_$(1))
+$(ON_CPU)/$(1)/test_ops_backends $(ON_CPU)/$(1)/test_optimizer: $(ON_CPU)/$(1)/%: $(BUILD)/tests/%.o $(BUILD)/tests/support.o \
+                                                                $$(HOST_OBJECTS) $$(DEVICE_$(1))
 	@echo 'link    $$@'
 	$$(LINK_$(1))
 
