@@ -1,4 +1,5 @@
-/* What watching and keeping costs: MaxLogit, spectra, metrics, checkpoints, and memory beside its plan; see rows.h. */
+/* What watching and keeping costs: MaxLogit, probes, spectra, metrics, checkpoints, and memory beside its plan; see
+ * rows.h. */
 #include <fcntl.h>
 #include <math.h>
 #include <stdlib.h>
@@ -76,6 +77,61 @@ static Status time_spectra(Session *s, double *seconds) {
     return backend_sync(&t->backend);
 }
 
+/* One step as ./train_gpt takes it, in which this alone is measured, or nothing that is due: what the host spends on
+ * it, after the forward pass itself. */
+static Status time_measurement(Session *s, Measurement which, double *seconds) {
+    Trainer *t = &s->trainer;
+    const TrainConfig *c = &t->config.train;
+    const float loss_scale = (float)(1.0 / (double)(c->batch * t->gpt.T));
+    StepReport r = {0};
+    measure_begin_only(t, which);
+    gpt_start_gradients(&t->gpt);
+    gpt_reset_statistics(&t->gpt);
+    for (int64_t i = 0; i < c->batch / c->micro_batch; i++) {
+        Status status = trainer_load_batch(t);
+        if (status.code) return status;
+        gpt_forward(&t->gpt);
+        measure_forward(t, i);
+        gpt_loss_and_gradient(&t->gpt, loss_scale);
+        gpt_backward(&t->gpt);
+        measure_backward(t, i);
+    }
+    Status status = trainer_read_step(t, &r);
+    if (status.code) return status;
+    const StepNumbers numbers = trainer_next_update(t, 1e-6, r.grad_norm);
+    measure_gradient(t, &numbers);
+    optimizer_step(&t->optimizer, &numbers, measure_sees_updates(t) ? measure_update : NULL, t);
+    measure_end(t);
+    *seconds = t->measurements.seconds;
+    if (t->measurements.spectrum) spectrum_probe_begin(t->measurements.spectrum);
+    return backend_sync(&t->backend);
+}
+
+/* All of them, each at its interval, over a step; what is kept up in every step is part of it. */
+static Status measure_probes(Bench *b, Session *s, double step_seconds) {
+    static const char *const names[MEASURE_COUNT] = {[MEASURE_SPECTRUM] = "ms spectrum",
+                                                     [MEASURE_COLLISION] = "ms collision",
+                                                     [MEASURE_MOMENTUM] = "ms momentum",
+                                                     [MEASURE_SHADOW] = "ms shadow"};
+    Result r = {.row = b->row, .name = "probes", .of = "run time", .spread = nan(""), .goal = {AT_MOST, .03}};
+    double always = 0, total = 0;
+    int used = 0;
+    Status status = time_measurement(s, MEASURE_COUNT, &always);
+    total += always;
+    r.info[used++] = (Info){"ms every step", 1e3 * always};
+    for (int which = 0; which < MEASURE_COUNT && !status.code; which++) {
+        const int64_t every = measure_interval(&s->trainer, (Measurement)which);
+        double seconds = 0;
+        if (every == 0) continue;
+        status = time_measurement(s, (Measurement)which, &seconds);
+        total += (seconds - always) / (double)every;
+        if (used < INFO_MAX) r.info[used++] = (Info){names[which], 1e3 * (seconds - always)};
+    }
+    r.ratio = total / step_seconds;
+    if (!status.code) table_add(&b->table, r);
+    return status;
+}
+
 static Status time_metrics(Session *s, double *seconds) {
     enum { LINES = 100 };
     StepReport r = {.loss = 1, .applied = true, .val_loss = nan(""), .step_seconds = 1, .optimizer_seconds = 1};
@@ -114,6 +170,7 @@ Status row_overhead(Bench *b) {
 
     const double step = step_total(m.seconds);
     measure_max_logit(b, &s, step);
+    if (FAILED(status, measure_probes(b, &s, step))) goto done;
     add_cost(b, "spectra", spectra, c->probe.spectrum_every, step, .01);
     add_cost(b, "metrics", metrics, 1, step, .001);
     add_cost(b, "checkpoint", checkpoint, c->checkpoint.every, step, .005);

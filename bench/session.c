@@ -97,10 +97,11 @@ Status session_step(Session *s, StepSeconds *seconds) {
     if (FAILED(status, trainer_read_step(t, &r))) return status;
     if (!isfinite(r.grad_norm))
         return status_error(STATUS_DIVERGED, "step %lld: the gradient is not finite", (long long)t->step);
-    seconds->rest += lap(s, &mark);
     t->step++;
-    trainer_start_optimizer(t);
     const StepNumbers numbers = trainer_next_update(t, trainer_lr(t, t->step), r.grad_norm);
+    measure_gradient(t, &numbers); /* what measurements do in every step */
+    seconds->rest += lap(s, &mark);
+    trainer_start_optimizer(t);
     optimizer_step(&t->optimizer, &numbers, NULL, NULL);
     if (t->config.qk_clip.enabled)
         qk_clip_apply(&t->backend, &t->gpt.params, &t->config.qk_clip, t->gpt.K, t->max_logit, t->clips);

@@ -15,7 +15,7 @@ typedef struct {
 /* Seconds of one step. */
 typedef struct {
     double forward, backward, optimizer;
-    double rest; /* data, zeroing gradients, gradient norm and reading results */
+    double rest; /* data, zeroing gradients, gradient norm and reading results, shadows */
 } StepSeconds;
 
 typedef struct {

@@ -231,7 +231,7 @@ const Option config_options[] = {
      .help = "k: how many of the largest singular triples count."},
     {WHOLE(probe.momentum_every), .initial = "200", .maximum = 1e9, .unit = "steps",
      .help = "Between comparisons of momentum and gradient, and of the gradients of micro-batches; 0: off."},
-    {WHOLE(probe.shadow_every), .initial = "0", .maximum = 1e9, .unit = "steps",
+    {WHOLE(probe.shadow_every), .initial = "200", .maximum = 1e9, .unit = "steps",
      .help = "Between measurements of what AdamW and Muon would each do with the run's gradients; 0: off."},
 
     {WHOLE(checkpoint.every), .initial = "500", .maximum = 1e9, .unit = "steps",

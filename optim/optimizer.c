@@ -291,7 +291,7 @@ static void shadow_adamw_pass(Optimizer *opt, const Route *route, const StepCont
     Tensor g = route_view(route, opt->params, opt->params->grad);
     AdamwStep step = s->adamw;
     step.lr = -1, step.decay = 0;
-    op_fill(opt->be, update, 0);
+    if (s->observer) op_fill(opt->be, update, 0); /* else only the moments count */
     op_adamw(opt->be, update, tensor_none(), route->momentum, route->second, g, step);
     notify(opt, route, s, UPDATE_APPLIED, update);
 }

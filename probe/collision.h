@@ -2,7 +2,7 @@
  *
  *      W' = (1 - lr wd) W - lr s U                     Muon's U = msign(.), AdamW's m̂ / (sqrt(v̂) + eps), ..
  *      c_i = u_iᵀ U v_i                                 the collision of U with the i-th triple
- *      sigma_i' - sigma_i = -lr s c_i - lr wd sigma_i   predicted: to first order (Kato 1966; Stewart & Sun 1990)
+ *      sigma_i' - sigma_i = -lr s c_i - lr wd sigma_i   predicted: to first order (Stewart & Sun 1990)
  *      relative = mean c_i² / (|U|_F² / (n m))          1: as a U without any direction of its own would meet them
  *
  * A collision with c_i < 0 makes sigma_i grow. Updates of full rank and equal singular values (Muon) have c_i of some

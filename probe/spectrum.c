@@ -64,7 +64,7 @@ static void add_entropies(Spectrum *s, const double *sigma, int64_t r, double su
 }
 
 Spectrum spectrum_from_values(const double *sigma, int64_t r, int64_t length) {
-    Spectrum s = {.sigma_min = INFINITY};
+    Spectrum s = {.sigma_min = HUGE_VAL};
     double sum = 0, sum_sq = 0, error_sq = 0;
     for (int64_t i = 0; i < r; i++) {
         if (!isfinite(sigma[i])) return spectrum_of_nan();

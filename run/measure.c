@@ -8,8 +8,7 @@
 
 /* ---- set-up ----------------------------------------------------------------------------------------------------- */
 
-/* Steps between two of a kind; 0: never. */
-static int64_t interval(const Trainer *t, Measurement which) {
+int64_t measure_interval(const Trainer *t, Measurement which) {
     const ProbeConfig *c = &t->config.probe;
     const bool watched = t->measurements.blocks.blocks != NULL;
     const int64_t every[MEASURE_COUNT] = {[MEASURE_SPECTRUM] = c->spectrum_every,
@@ -26,7 +25,7 @@ Status measure_create(Trainer *t) {
     Status status = status_ok();
     Measurements *m = &t->measurements;
     SpectrumHeads heads = t->config.probe.orthogonality ? SPECTRUM_HEADS_AS_SPLIT : SPECTRUM_HEADS_OF_QK;
-    if (interval(t, MEASURE_SPECTRUM) > 0)
+    if (measure_interval(t, MEASURE_SPECTRUM) > 0)
         if (FAILED(status, spectrum_probe_create(&m->spectrum, &t->gpt.params, &t->backend, heads))) return status;
     if (FAILED(status, measure_blocks_create(t))) return status;
     return measure_logits_create(t);
@@ -50,18 +49,27 @@ static void count_time(Trainer *t, double start) {
     t->measurements.seconds += clock_seconds() - start;
 }
 
-void measure_begin(Trainer *t) {
-    Measurements *m = &t->measurements;
-    const int64_t step = t->step + 1;
+/* What is due has been decided. */
+static void begin(Trainer *t) {
     const double start = clock_seconds();
-    m->seconds = m->update_seconds = 0;
-    for (int which = 0; which < MEASURE_COUNT; which++) {
-        int64_t every = interval(t, (Measurement)which);
-        m->due[which] = every > 0 && (step == 1 || step % every == 0);
-    }
+    t->measurements.seconds = t->measurements.update_seconds = 0;
     measure_blocks_begin(t);
     measure_logits_begin(t);
     count_time(t, start);
+}
+
+void measure_begin(Trainer *t) {
+    const int64_t step = t->step + 1;
+    for (int which = 0; which < MEASURE_COUNT; which++) {
+        int64_t every = measure_interval(t, (Measurement)which);
+        t->measurements.due[which] = every > 0 && (step == 1 || step % every == 0);
+    }
+    begin(t);
+}
+
+void measure_begin_only(Trainer *t, Measurement which) {
+    for (int other = 0; other < MEASURE_COUNT; other++) t->measurements.due[other] = other == (int)which;
+    begin(t);
 }
 
 void measure_forward(Trainer *t, int64_t micro_batch) {

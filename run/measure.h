@@ -60,6 +60,9 @@ void measure_clips(Trainer *t, const ClipEvent *clips, int64_t count); /* of eve
 void measure_end(Trainer *t);
 void measure_cancel(Trainer *t); /* the step was refused: there is no update to measure */
 
+int64_t measure_interval(const Trainer *t, Measurement which); /* steps between two; 0: never */
+/* As measure_begin, but this alone is due, or, for MEASURE_COUNT, nothing. */
+void measure_begin_only(Trainer *t, Measurement which);
 bool measure_is_due(const Trainer *t);       /* anything in this step */
 bool measure_sees_updates(const Trainer *t); /* so that the optimizer is to call measure_update */
 

@@ -25,6 +25,7 @@ static Status take_step(Trainer *t) {
     if (status.code) return status;
     const StepNumbers numbers = {
         .update = 1, .step = 1, .steps = c->steps, .lr = r.lr, .grad_scale = trainer_grad_scale(t, r.grad_norm)};
+    measure_gradient(t, &numbers); /* of all measurements, what every step does */
     optimizer_step(&t->optimizer, &numbers, NULL, NULL);
     if (t->config.qk_clip.enabled)
         qk_clip_apply(&t->backend, &t->gpt.params, &t->config.qk_clip, t->gpt.K, t->max_logit, t->clips);

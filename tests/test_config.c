@@ -143,6 +143,12 @@ static const Refusal refusals[] = {
     {"{\"optimizer\": {\"muon\": {\"per_head\": [\"q\", \"up\"]}}}",
      {0},
      "x.json:1: optimizer.muon.per_head: \"up\" is not one of q, q_rope, k, v, o"},
+    {"{\"probe\": {\"blocks\": [\"q\", \"embed\"]}}",
+     {0},
+     "x.json:1: probe.blocks: \"embed\" is not one of q, q_rope, k, v, o, q_down, kv_down, k_rope, gate, up, down"},
+    {"{\"probe\": {\"collision_top\": 65}}",
+     {0},
+     "x.json:1: probe.collision_top: 65 is out of range; it must be from 1 to 64"},
     {"{\"optimizer\": {\"muon\": {\"per_head\": [\"q\", \"q\"]}}}",
      {0},
      "x.json:1: optimizer.muon.per_head: \"q\" is listed twice"},
@@ -353,6 +359,10 @@ static void defaults_are_those_of_the_design(void **state) {
     assert_false(c.optimizer.cautious_decay);
     assert_true(c.qk_clip.enabled && c.qk_clip.threshold == 100.0 && c.qk_clip.alpha == 0.5);
     assert_int_equal(c.probe.spectrum_every, 100);
+    assert_true(c.probe.orthogonality && c.probe.rms);
+    assert_int_equal(c.probe.blocks_count, 2);
+    assert_string_equal(c.probe.blocks[0], "q");
+    assert_string_equal(c.probe.blocks[1], "k");
     assert_int_equal(c.checkpoint.keep, 3);
 }
 
