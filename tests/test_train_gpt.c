@@ -371,6 +371,68 @@ static void qk_clip_is_logged_when_a_head_passes_tau(void **state) {
     cJSON_Delete(line);
 }
 
+static void measurements_of_logits_come_at_their_steps(void **state) {
+    Fixture *f = *state;
+    static const struct {
+        const char *field;
+        int every;
+    } measurements[] = {{"logits", 2}, {"logit_bound", 3}, {"clip_ledger", 4}, {"spectrum", 4}};
+    expect(f, run(f, "name=a %s probe.logits_every=2 probe.bound_every=3 probe.clips_every=4", tiny), 0, "8 steps");
+    expect(f, run(f, "name=b %s probe.logits_every=0 probe.bound_every=0 probe.clips_every=0", tiny), 0, "8 steps");
+    for (int step = 1; step <= 8; step++) {
+        cJSON *line = metrics_line(f, "runs/a/metrics.jsonl", step),
+              *none = metrics_line(f, "runs/b/metrics.jsonl", step);
+        bool any = false;
+        for (size_t i = 0; i < sizeof measurements / sizeof measurements[0]; i++) {
+            bool wanted = step == 1 || step % measurements[i].every == 0;
+            assert_int_equal(cJSON_GetObjectItem(line, measurements[i].field) != NULL, wanted);
+            if (i < 3) assert_null(cJSON_GetObjectItem(none, measurements[i].field));
+            any = any || wanted;
+        }
+        assert_int_equal(cJSON_GetObjectItem(line, "probe_ms") != NULL, any);
+        cJSON_Delete(line);
+        cJSON_Delete(none);
+    }
+    shell(f,
+          "cmp runs/a/checkpoints/step_00000008/model.safetensors runs/b/checkpoints/step_00000008/model.safetensors");
+    expect(f, run(f, "name=c %s qk_clip.enabled=false probe.clips_every=1", tiny), 0, "8 steps");
+    cJSON *line = metrics_line(f, "runs/c/metrics.jsonl", 8);
+    assert_null(cJSON_GetObjectItem(line, "clip_ledger"));
+    cJSON_Delete(line);
+    expect(f, run(f, "name=d %s model.qk_norm=true", tiny), 0, "8 steps");
+    line = metrics_line(f, "runs/d/metrics.jsonl", 1);
+    assert_null(cJSON_GetObjectItem(line, "logit_bound"));
+    assert_int_equal(cJSON_GetArraySize(cJSON_GetObjectItem(line, "logits")), 4);
+    cJSON_Delete(line);
+}
+
+/* The last ledger of `a` holds clips from before its checkpoint and after it. */
+static void a_resumed_run_has_the_clip_ledger_of_an_uninterrupted_one(void **state) {
+    Fixture *f = *state;
+    expect(f,
+           run(f,
+               "name=whole %s qk_clip.threshold=0.005 optimizer.lr=0.05 probe.clips_every=2 probe.logits_every=3 "
+               "probe.bound_every=2",
+               tiny),
+           0, "8 steps");
+    shell(f, "cp -r runs/whole runs/cut && rm -r runs/cut/checkpoints/step_00000008");
+    expect(f, run(f, "--resume runs/cut"), 0, "8 steps");
+    for (int step = 1; step <= 8; step++)
+        assert_same_step(f, "runs/whole/metrics.jsonl", "runs/cut/metrics.jsonl", step);
+    cJSON *line = metrics_line(f, "runs/cut/metrics.jsonl", 8), *ledger = cJSON_GetObjectItem(line, "clip_ledger");
+    assert_true(cJSON_GetObjectItem(ledger, "ever")->valuedouble > 0);
+    bool across = false;
+    const cJSON *head;
+    cJSON_ArrayForEach(head, cJSON_GetObjectItem(ledger, "heads")) {
+        double gamma = cJSON_GetObjectItem(head, "gamma")->valuedouble;
+        assert_true(gamma > 0 && gamma < 1);
+        across = across ||
+                 (cJSON_GetObjectItem(head, "first")->valueint <= 4 && cJSON_GetObjectItem(head, "last")->valueint > 4);
+    }
+    assert_true(across);
+    cJSON_Delete(line);
+}
+
 static void progress_fits_into_80_columns(void **state) {
     Fixture *f = *state;
     run(f, "name=a %s train.steps=999999 train.eval_every=1 debug.fault=linear:37 train.on_nonfinite=stop", tiny);
@@ -575,6 +637,9 @@ static void bad_input_exits_with_2_and_one_sentence(void **state) {
         {"model.width=abc", "model.width"},
         {"model.width=10 model.heads=3", "model.width"},
         {"model.qk_norm=true qk_clip.enabled=true", "qk_norm"},
+        {"model.qk_norm=true probe.bound_every=5", "probe.bound_every"},
+        {"probe.logits_every=-1", "probe.logits_every"},
+        {"probe.clips_every=often", "probe.clips_every"},
         {"data.train=nowhere/*.bin", "nowhere/*.bin"},
         {"data.train=text.bin data.val=text.bin", "text.bin"},
         {"data.train=cut.bin data.val=cut.bin", "cut.bin"},
@@ -671,6 +736,8 @@ int main(void) {
         PROGRAM_TEST(a_skipped_step_measures_nothing),
         PROGRAM_TEST(shadows_start_anew_where_a_checkpoint_has_none),
         PROGRAM_TEST(qk_clip_is_logged_when_a_head_passes_tau),
+        PROGRAM_TEST(measurements_of_logits_come_at_their_steps),
+        PROGRAM_TEST(a_resumed_run_has_the_clip_ledger_of_an_uninterrupted_one),
         PROGRAM_TEST(progress_fits_into_80_columns),
         PROGRAM_TEST(a_nan_in_a_step_skips_it_and_leaves_the_weights),
         PROGRAM_TEST(a_nan_in_an_evaluation_is_a_null),

@@ -182,6 +182,69 @@ static void spectra_computed_while_the_device_goes_on_are_those_of_ref(void **st
     assert_ok(folder_remove(folder));
 }
 
+/* ---- measurements of logits -------------------------------------------------------------------------------------- */
+
+/* The last line of a run that measures in every step; and its weights. */
+static cJSON *measured_step(Setting setting, double **weights, int64_t *count) {
+    Trainer t;
+    StepReport r;
+    int skipped = 0;
+    cJSON *line = NULL;
+    assert_ok(open_trainer(&t, &gpt2_like, setting));
+    for (int step = 0; step < 3; step++) {
+        assert_ok(train_step(&t, &r, &skipped));
+        cJSON *written = cJSON_CreateObject();
+        measure_report(&t, written);
+        char *text = cJSON_PrintUnformatted(written);
+        cJSON_Delete(line);
+        line = cJSON_Parse(text);
+        cJSON_Delete(written);
+        free(text);
+    }
+    *weights = read_weights(&t);
+    *count = tensor_numel(t.gpt.params.master);
+    trainer_free(&t);
+    return line;
+}
+
+static void assert_same_rows(const cJSON *cuda, const cJSON *ref, const char *list, const char *const *fields) {
+    const cJSON *a, *b = cJSON_GetObjectItem(ref, list)->child;
+    assert_int_equal(cJSON_GetArraySize(cJSON_GetObjectItem(cuda, list)), 6);
+    cJSON_ArrayForEach(a, cJSON_GetObjectItem(cuda, list)) {
+        for (int i = 0; fields[i]; i++) {
+            double got = number_of(a, fields[i]), want = number_of(b, fields[i]);
+            assert_close(fields[i], &got, &want, 1, (Tolerance){.relative = 5e-4});
+        }
+        b = b->next;
+    }
+}
+
+static void measurements_of_logits_are_those_of_ref_and_change_no_weight(void **state) {
+    (void)state;
+    static const char *const of_logits[] = {"max",       "sequence", "query",        "key",   "query_token", "max_abs",
+                                            "abs_query", "abs_key",  "abs_sequence", "above", NULL};
+    static const char *const of_bound[] = {"x_norm", "q_norm",   "k_norm",    "qk_norm",
+                                           "bound",  "bound_qk", "tightness", NULL};
+    const Setting on = {"cuda", "fp32", {"probe.logits_every=1", "probe.bound_every=1", "probe.spectrum_every=0"}};
+    const Setting off = {"cuda", "fp32", {"probe.logits_every=0", "probe.bound_every=0", "probe.spectrum_every=0"}};
+    Setting of_ref = on;
+    of_ref.device = "ref";
+    double *measured, *plain, *reference;
+    int64_t count;
+    cJSON *cuda = measured_step(on, &measured, &count), *none = measured_step(off, &plain, &count);
+    cJSON *ref = measured_step(of_ref, &reference, &count);
+    assert_same_rows(cuda, ref, "logits", of_logits);
+    assert_same_rows(cuda, ref, "logit_bound", of_bound);
+    assert_null(cJSON_GetObjectItem(none, "logits"));
+    assert_memory_equal(measured, plain, (size_t)count * sizeof *measured);
+    cJSON_Delete(cuda);
+    cJSON_Delete(none);
+    cJSON_Delete(ref);
+    free(measured);
+    free(plain);
+    free(reference);
+}
+
 /* ---- checkpoints ------------------------------------------------------------------------------------------------- */
 
 /* Some steps on one backend, a checkpoint, and the same next steps there and, resumed from it, on the other. */
@@ -263,6 +326,7 @@ int main(void) {
         cmocka_unit_test(twenty_steps_in_bf16_agree_with_ref),
         cmocka_unit_test(the_same_run_gives_the_same_bits),
         cmocka_unit_test(spectra_computed_while_the_device_goes_on_are_those_of_ref),
+        cmocka_unit_test(measurements_of_logits_are_those_of_ref_and_change_no_weight),
         cmocka_unit_test(a_checkpoint_of_one_backend_resumes_on_the_other),
         cmocka_unit_test(a_nan_skips_the_step_and_leaves_the_weights_as_they_were),
         cmocka_unit_test(auto_takes_the_device_and_bf16),
