@@ -33,10 +33,10 @@ static const ModelCase llama_like = {
     "llama-like, grouped queries",
     {COMMON, "model.preset=llama", "model.width=48", "model.heads=4", "model.kv_heads=2", "model.mlp_width=72"}};
 
-static const ModelCase mla_like = {
-    "with latent attention",
-    {COMMON, "model.preset=llama", "model.width=40", "model.heads=3", "model.attention=mla", "model.q_rank=21",
-     "model.kv_rank=19", "model.head_nope=10", "model.head_rope=6", "model.head_value=13", "model.mlp_width=72"}};
+static const ModelCase mla_like = {"with latent attention",
+                                   {COMMON, "model.preset=llama", "model.width=40", "model.heads=3",
+                                    "model.attention=mla", "model.q_rank=21", "model.kv_rank=19", "model.head_nope=10",
+                                    "model.head_rope=6", "model.head_value=13", "model.mlp_width=72"}};
 
 typedef struct {
     const char *device, *precision;
