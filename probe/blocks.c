@@ -5,6 +5,7 @@
 #include <stdlib.h>
 #include <string.h>
 
+#include "probe/dense.h"
 #include "probe/matrix.h"
 #include "probe/spectrum.h"
 
@@ -172,10 +173,10 @@ const float *blocks_matrix(const WatchedBlocks *b, int set, int64_t layer) {
 }
 
 void blocks_parallel(WatchedBlocks *b, int64_t count, BlockTask *task, void *context) {
-    int threads_before = blas_begin_serial();
+    int threads_before = dense_serial_blas();
 #pragma omp parallel for schedule(dynamic) num_threads(b->threads)
     for (int64_t i = 0; i < count; i++) task(context, i, b->workspaces + omp_get_thread_num() * b->workspace_size);
-    blas_end_serial(threads_before);
+    dense_restore_blas(threads_before);
 }
 
 /* ---- triples ---------------------------------------------------------------------------------------------------- */

@@ -1,13 +1,7 @@
-/* Matrices in host memory and their Gram matrices; see matrix.h. */
+/* Copies of matrices in host memory; see matrix.h. */
 #include "probe/matrix.h"
 
-#include <cblas.h>
-#include <float.h>
-#include <math.h>
-
 #include "core/ops.h"
-
-/* ---- copies ----------------------------------------------------------------------------------------------------- */
 
 void fetch_run(Backend *be, void *stage, Tensor run, HeadAxis axis, float *host) {
     int64_t heads = run.shape[1], rows = run.shape[2], columns = run.shape[3];
@@ -23,62 +17,4 @@ void fetch_run(Backend *be, void *stage, Tensor run, HeadAxis axis, float *host)
         op_copy(be, by_head, tensor_index(run, layer));
         backend_to_host_later(be, host + layer * elements, whole);
     }
-}
-
-/* ---- Gram matrices ---------------------------------------------------------------------------------------------- */
-
-enum { PANEL = 384 }; /* columns (or rows) of the matrix that are converted to fp64 at a time */
-
-int64_t gram_panel_size(int64_t r) {
-    return r * PANEL;
-}
-
-/* panel = the (rows, columns) part of `matrix`, in fp64. False if some element is not finite. */
-static bool convert_panel(double *panel, const float *matrix, int64_t stride, int64_t rows, int64_t columns) {
-    bool finite = true;
-    for (int64_t i = 0; i < rows; i++) {
-        for (int64_t j = 0; j < columns; j++) {
-            float x = matrix[i * stride + j];
-            finite &= isfinite(x) != 0;
-            panel[i * columns + j] = (double)x;
-        }
-    }
-    return finite;
-}
-
-/* Panel by panel. fp64 squares of fp32 numbers are exact and cannot overflow. */
-bool gram_matrix(double *gram, const float *matrix, int64_t rows, int64_t columns, int64_t stride, double *panel) {
-    bool wide = rows <= columns;
-    int64_t r = smaller(rows, columns), length = wide ? columns : rows;
-    for (int64_t start = 0; start < length; start += PANEL) {
-        int64_t count = smaller(PANEL, length - start);
-        double beta = start == 0 ? 0 : 1;
-        bool finite = wide ? convert_panel(panel, matrix + start, stride, rows, count)
-                           : convert_panel(panel, matrix + start * stride, stride, count, columns);
-        if (!finite) return false;
-        cblas_dsyrk(CblasRowMajor, CblasUpper, wide ? CblasNoTrans : CblasTrans, (int)r, (int)count, 1, panel,
-                    (int)(wide ? count : columns), beta, gram, (int)r);
-    }
-    return true;
-}
-
-double gram_noise(int64_t r, double largest_eigenvalue) {
-    return (double)r * DBL_EPSILON * largest_eigenvalue;
-}
-
-/* ---- the BLAS's own threads ------------------------------------------------------------------------------------- */
-
-/* OpenBLAS may be called from several threads at once only while it starts none itself. Weak: another BLAS has no such
- * functions, and then the user sees to it (MKL_NUM_THREADS=1 and the like). */
-extern void openblas_set_num_threads(int count) __attribute__((weak));
-extern int openblas_get_num_threads(void) __attribute__((weak));
-
-int blas_begin_serial(void) {
-    int before = openblas_get_num_threads ? openblas_get_num_threads() : 1;
-    if (openblas_set_num_threads) openblas_set_num_threads(1);
-    return before;
-}
-
-void blas_end_serial(int threads_before) {
-    if (openblas_set_num_threads) openblas_set_num_threads(threads_before);
 }

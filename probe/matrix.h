@@ -1,4 +1,4 @@
-/* Private to probe/: matrices in host memory, their Gram matrices, and a BLAS that several threads call at once. */
+/* Private to probe/: copies of matrices in host memory. What is computed with them is in dense.h. */
 #pragma once
 
 #include "core/params.h"
@@ -15,17 +15,3 @@ static inline int64_t larger(int64_t a, int64_t b) {
  * strides and dtype. host: backend_alloc_host; it holds them after backend_sync, or later as backend_to_host_later
  * says. stage: a matrix of f32 in the backend's memory. */
 void fetch_run(Backend *be, void *stage, Tensor run, HeadAxis axis, float *host);
-
-/* The upper triangle of W Wᵀ (rows <= columns) or of Wᵀ W, row-major, r x r with r = min(rows, columns). stride: from
- * one row of W to the next. panel: gram_panel_size(r) doubles. False if W is not finite. */
-int64_t gram_panel_size(int64_t r);
-bool gram_matrix(double *gram, const float *matrix, int64_t rows, int64_t columns, int64_t stride, double *panel);
-
-/* An eigenvalue of a Gram matrix below this is rounding of the larger ones: its root would be a singular value that is
- * not there. */
-double gram_noise(int64_t r, double largest_eigenvalue);
-
-/* Between the two, BLAS and LAPACK start no threads of their own, and may be called from several at once. begin returns
- * what end wants back. */
-int blas_begin_serial(void);
-void blas_end_serial(int threads_before);

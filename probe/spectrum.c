@@ -22,7 +22,6 @@
  */
 #include "probe/spectrum.h"
 
-#include <lapacke.h>
 #include <math.h>
 #include <omp.h>
 #include <pthread.h>
@@ -30,6 +29,7 @@
 #include <stdatomic.h>
 #include <stdlib.h>
 
+#include "probe/dense.h"
 #include "probe/matrix.h"
 
 static const double nan_value = (double)NAN;
@@ -90,16 +90,10 @@ Spectrum spectrum_from_values(const double *sigma, int64_t r, int64_t length) {
 
 /* ---- singular values -------------------------------------------------------------------------------------------- */
 
-enum { LAPACK_BLOCK = 64 }; /* dsyev's workspace for n: (2 + block) n, with no block of LAPACK's wider than 64 */
-
-/* workspace: | Gram r x r | panel, and after it dsyev's work | */
-static int64_t scratch_size(int64_t r) {
-    return larger(gram_panel_size(r), (2 + LAPACK_BLOCK) * r);
-}
-
+/* workspace: | Gram r x r | panel, and after it the work of the eigenvalues | */
 int64_t spectrum_workspace_size(int64_t rows, int64_t columns) {
     int64_t r = smaller(rows, columns);
-    return r * r + scratch_size(r);
+    return r * r + larger(dense_panel_size(r), dense_eigen_work_size(r));
 }
 
 /* As spectrum_singular_values, of a matrix whose rows lie `stride` apart. */
@@ -107,18 +101,13 @@ static void singular_values(double *sigma, const float *matrix, int64_t rows, in
                             double *workspace) {
     int64_t r = smaller(rows, columns);
     double *gram = workspace, *scratch = workspace + r * r;
-    bool known = gram_matrix(gram, matrix, rows, columns, stride, scratch);
-    /* Without vectors dsyev, dsyevd and dsyevr are the same reduction and root-free QL, and equally fast (384: 6 ms);
-     * the two-stage reduction takes twice as long up to 768. Row-major upper is LAPACK's lower. */
-    if (known) {
-        known = LAPACKE_dsyev_work(LAPACK_COL_MAJOR, 'N', 'L', (lapack_int)r, gram, (lapack_int)r, sigma, scratch,
-                                   (lapack_int)scratch_size(r)) == 0;
-    }
+    bool known = dense_gram_smaller(gram, matrix, rows, columns, stride, scratch) &&
+                 dense_eigen(sigma, gram, r, EIGENVALUES, scratch);
     if (!known) {
         for (int64_t i = 0; i < r; i++) sigma[i] = nan_value;
         return;
     }
-    double noise = gram_noise(r, sigma[r - 1]);
+    double noise = dense_gram_noise(r, sigma[r - 1]);
     for (int64_t i = 0; i < r; i++) sigma[i] = sigma[i] > noise ? sqrt(sigma[i]) : 0;
     for (int64_t i = 0, j = r - 1; i < j; i++, j--) {
         double ascending = sigma[i];
@@ -224,9 +213,9 @@ static void measure_batch(SpectrumProbe *probe, const Batch *batch) {
 
 /* All that have been copied, and forgets them. */
 static void measure_batches(SpectrumProbe *probe) {
-    int threads_before = blas_begin_serial();
+    int threads_before = dense_serial_blas();
     for (int64_t i = 0; i < probe->batch_count; i++) measure_batch(probe, &probe->batches[i]);
-    blas_end_serial(threads_before);
+    dense_restore_blas(threads_before);
     probe->batch_count = 0;
     probe->host_used = 0;
 }

@@ -5,6 +5,7 @@
 #include <math.h>
 #include <string.h>
 
+#include "probe/dense.h"
 #include "probe/matrix.h"
 
 static const double nan_value = (double)NAN;
@@ -35,7 +36,7 @@ static int64_t lapack_work(int64_t r) {
 }
 
 static int64_t scratch_size(int64_t r) {
-    return larger(gram_panel_size(r), lapack_work(r));
+    return larger(dense_panel_size(r), lapack_work(r));
 }
 
 int64_t triples_workspace_size(int64_t rows, int64_t columns, int64_t count) {
@@ -141,7 +142,7 @@ void triples_find(Triples *t, const float *matrix, double *workspace) {
     double *gram = workspace, *values = gram + r * r, *scratch = values + r;
     bool wide = t->rows <= t->columns;
     double *near = wide ? t->left : t->right;
-    bool known = gram_matrix(gram, matrix, t->rows, t->columns, t->columns, scratch) &&
+    bool known = dense_gram_smaller(gram, matrix, t->rows, t->columns, t->columns, scratch) &&
                  largest_eigenvectors(values, near, gram, r, t->count, scratch);
     if (!known) {
         fill(t->sigma, nan_value, triples_size(t->rows, t->columns, t->count));
@@ -153,7 +154,7 @@ void triples_find(Triples *t, const float *matrix, double *workspace) {
         multiply_transposed(t, matrix);
     else
         multiply(t, matrix);
-    const double noise = gram_noise(r, t->sigma[0]);
+    const double noise = dense_gram_noise(r, t->sigma[0]);
     for (int64_t i = 0; i < t->count; i++) finish_triple(t, i, noise);
 }
 
