@@ -102,14 +102,17 @@ void optimizer_add_grad_squares(Optimizer *opt, Tensor total);
 /* The routing table as text lines: block run, shape, optimizer, scale, decay, state bytes. */
 void optimizer_print_routes(const Optimizer *opt, FILE *out);
 
-/* ---- state, tensor by tensor, for checkpoints ---------------------------------------------------------------------
- */
+/* ---- state, tensor by tensor, for checkpoints ------------------------------------------------------------------- */
 
-/* A shadow's names begin with "shadow.". State is saved per block and layer, so that files do not depend on how layers
- * are grouped into routes: "layers.3.q.momentum"                         M of all but AdamW "layers.3.q.second" v of
- * NorMuon, one number a row, and of AdaMuon "layers.3.norm1.m", "layers.3.norm1.v"        AdamW m and v Each is (rows,
- * columns) f32, contiguous. A block that is split per head is stored as it lies, head after head: (heads * rows of a
- * head, columns of a head). */
+/* State is saved per block and layer, so that files do not depend on how layers are grouped into routes:
+ *
+ *      "layers.3.q.momentum"                       M of all optimizers but AdamW
+ *      "layers.3.q.second"                         v of NorMuon, a number a row, and of AdaMuon
+ *      "layers.3.norm1.m", "layers.3.norm1.v"      AdamW's m and v
+ *      "shadow.layers.3.q.m"                       of a shadow
+ *
+ * Each is (rows, columns) f32, contiguous. A block that is split per head is stored as it lies, head after head:
+ * (heads * rows of a head, columns of a head). */
 int64_t optimizer_state_count(const Optimizer *opt);
 /* The index-th tensor and its name, route by route and layer by layer. */
 Tensor optimizer_state_tensor(const Optimizer *opt, int64_t index, char *name, int64_t size);
