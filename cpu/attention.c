@@ -608,18 +608,25 @@ typedef struct {
     uint32_t lowest;
 } Extremes;
 
-/* Of rows that lie KEY_TILE apart; inlined with a constant number of them, which are compared before the lanes are. */
-INLINE Extremes extremes_of(const float *s, int64_t rows, int64_t width, float scale) {
-    int32_t highest = INT32_MIN;
-    uint32_t lowest = 0;
-#pragma omp simd reduction(max : highest, lowest)
-    for (int64_t c = 0; c < width; c++)
-        for (int64_t r = 0; r < rows; r++) {
-            uint32_t bits = bits_from_float(scale * s[r * KEY_TILE + c]);
-            highest = (int32_t)bits > highest ? (int32_t)bits : highest;
-            lowest = bits > lowest ? bits : lowest;
+typedef int32_t TileInts __attribute__((vector_size(4 * TILE_LANES), may_alias));
+
+/* Of `rows` rows that lie KEY_TILE apart, `width` whole vectors of each. Lanes are compared at the end. */
+static Extremes extremes_of(const float *s, int64_t rows, int64_t width, float scale) {
+    TileInts highest = (TileInts){0} + INT32_MIN;
+    TileBits lowest = {0};
+    for (int64_t r = 0; r < rows; r++)
+        for (int64_t c = 0; c < width; c += TILE_LANES) {
+            TileBits bits = (TileBits)(scale * *(const TileVector *)(s + r * KEY_TILE + c));
+            TileInts higher = (TileInts)bits > highest, lower = bits > lowest;
+            highest = ((TileInts)bits & higher) | (highest & ~higher);
+            lowest = (bits & (TileBits)lower) | (lowest & ~(TileBits)lower);
         }
-    return (Extremes){highest, lowest};
+    Extremes e = {INT32_MIN, 0};
+    for (int l = 0; l < TILE_LANES; l++) {
+        e.highest = highest[l] > e.highest ? highest[l] : e.highest;
+        e.lowest = lowest[l] > e.lowest ? lowest[l] : e.lowest;
+    }
+    return e;
 }
 
 static bool extremes_hold_nan(Extremes e) {

@@ -76,8 +76,9 @@ static void records_that_make_no_sense_are_passed_over(void **state) {
         "{\"step\":1}",
         "{\"step\":\"one\",\"clipped\":[{\"layer\":0,\"head\":0,\"gamma\":0.5}]}",
         "{\"step\":1,\"clipped\":7}",
-        "{\"step\":1,\"clipped\":[3,{},{\"layer\":2,\"head\":0,\"gamma\":0.5},{\"layer\":0,\"head\":3,\"gamma\":0.5},"
-        "{\"layer\":-1,\"head\":0,\"gamma\":0.5},{\"layer\":0,\"head\":0,\"gamma\":null}]}",
+        "{\"step\":1,\"clipped\":[3,{}]}",
+        "{\"step\":1,\"clipped\":[{\"layer\":2,\"head\":0,\"gamma\":0.5},{\"layer\":0,\"head\":3,\"gamma\":0.5}]}",
+        "{\"step\":1,\"clipped\":[{\"layer\":-1,\"head\":0,\"gamma\":0.5},{\"layer\":0,\"head\":0,\"gamma\":null}]}",
         "[]",
     };
     ClipLedger ledger;
