@@ -63,20 +63,6 @@ static void add_cost(Bench *b, const char *name, double seconds, int64_t every, 
     table_add(&b->table, r);
 }
 
-/* Weights, momenta and updates of one step, on the gradients that are there. */
-static Status time_spectra(Session *s, double *seconds) {
-    Trainer *t = &s->trainer;
-    measure_cancel(t);
-    t->measurements.due[MEASURE_SPECTRUM] = true;
-    t->measurements.seconds = 0;
-    const StepNumbers numbers = trainer_next_update(t, 1e-6, 0);
-    optimizer_step(&t->optimizer, &numbers, measure_update, t);
-    measure_end(t);
-    *seconds = t->measurements.seconds;
-    spectrum_probe_begin(t->measurements.spectrum);
-    return backend_sync(&t->backend);
-}
-
 /* One step as ./train_gpt takes it, in which this alone is measured, or nothing that is due: what the host spends on
  * it, after the forward pass itself. */
 static Status time_measurement(Session *s, Measurement which, double *seconds) {
@@ -98,6 +84,7 @@ static Status time_measurement(Session *s, Measurement which, double *seconds) {
     }
     Status status = trainer_read_step(t, &r);
     if (status.code) return status;
+    measure_read(t);
     const StepNumbers numbers = trainer_next_update(t, 1e-6, r.grad_norm);
     measure_gradient(t, &numbers);
     optimizer_step(&t->optimizer, &numbers, measure_sees_updates(t) ? measure_update : NULL, t);
@@ -112,7 +99,10 @@ static Status measure_probes(Bench *b, Session *s, double step_seconds) {
     static const char *const names[MEASURE_COUNT] = {[MEASURE_SPECTRUM] = "ms spectrum",
                                                      [MEASURE_COLLISION] = "ms collision",
                                                      [MEASURE_MOMENTUM] = "ms momentum",
-                                                     [MEASURE_SHADOW] = "ms shadow"};
+                                                     [MEASURE_SHADOW] = "ms shadow",
+                                                     [MEASURE_LOGITS] = "ms census",
+                                                     [MEASURE_CLIPS] = "ms ledger",
+                                                     [MEASURE_BOUND] = "ms bound"};
     Result r = {.row = b->row, .name = "probes", .of = "run time", .spread = nan(""), .goal = {AT_MOST, .03}};
     double always = 0, total = 0;
     int used = 0;
@@ -164,7 +154,7 @@ Status row_overhead(Bench *b) {
     const Config *c = &s.trainer.config;
     if (FAILED(status, session_measure(&s, bench_budget(b), &m))) goto done;
     if (FAILED(status, trainer_create_run(&s.trainer))) goto done;
-    if (FAILED(status, time_spectra(&s, &spectra))) goto done;
+    if (FAILED(status, time_measurement(&s, MEASURE_SPECTRUM, &spectra))) goto done;
     if (FAILED(status, time_metrics(&s, &metrics))) goto done;
     if (FAILED(status, time_checkpoint(&s, &checkpoint))) goto done;
 

@@ -154,7 +154,7 @@ enum { SPECTRUM_OF_COUNT = SPECTRUM_UPDATE + 1 };
 enum { HOST_ELEMENTS_MAX = 1 << 28 }; /* of one step's pinned copies */
 
 bool spectrum_has_heads(const BlockKind *kind) {
-    return kind->role == ROLE_Q || kind->role == ROLE_K;
+    return kind->role == ROLE_Q || kind->role == ROLE_Q_ROPE || kind->role == ROLE_K;
 }
 
 /* How many heads of each matrix of a run get a record of their own. */
