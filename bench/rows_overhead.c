@@ -96,13 +96,10 @@ static Status time_measurement(Session *s, Measurement which, double *seconds) {
 
 /* All of them, each at its interval, over a step; what is kept up in every step is part of it. */
 static Status measure_probes(Bench *b, Session *s, double step_seconds) {
-    static const char *const names[MEASURE_COUNT] = {[MEASURE_SPECTRUM] = "ms spectrum",
-                                                     [MEASURE_COLLISION] = "ms collision",
-                                                     [MEASURE_MOMENTUM] = "ms momentum",
-                                                     [MEASURE_SHADOW] = "ms shadow",
-                                                     [MEASURE_LOGITS] = "ms census",
-                                                     [MEASURE_CLIPS] = "ms ledger",
-                                                     [MEASURE_BOUND] = "ms bound"};
+    static const char *const names[MEASURE_COUNT] = {
+        [MEASURE_SPECTRUM] = "ms spectrum", [MEASURE_COLLISION] = "ms collision", [MEASURE_MOMENTUM] = "ms momentum",
+        [MEASURE_SHADOW] = "ms shadow",     [MEASURE_LOGITS] = "ms census",       [MEASURE_CLIPS] = "ms ledger",
+        [MEASURE_BOUND] = "ms bound"};
     Result r = {.row = b->row, .name = "probes", .of = "run time", .spread = nan(""), .goal = {AT_MOST, .03}};
     double always = 0, total = 0;
     int used = 0;

@@ -109,13 +109,13 @@ __global__ void __launch_bounds__(ADAPT_ROWS *WARP) adapt_rows_kernel(AdaptRows<
     }
     squares = warp_sum(squares);
     const float second = a.beta2 * *v + (1.0f - a.beta2) * squares / static_cast<float>(a.shape.n);
-    const float divisor = sqrtf(second) + a.eps;
+    const float factor = 1.0f / (sqrtf(second) + a.eps);
     __syncwarp(); /* all have read v */
     if (threadIdx.x == 0) *v = second;
     for (int64_t i = threadIdx.x * N; i < a.shape.n; i += WARP * N) {
         load_floats(item, x + i);
 #pragma unroll
-        for (int k = 0; k < N; k++) item[k] /= divisor;
+        for (int k = 0; k < N; k++) item[k] *= factor;
         store_floats(out + i, item);
     }
 }
@@ -203,24 +203,28 @@ void normalize(Backend *be, Tensor out, Tensor x, float eps) {
 
 /* ---- weights ---------------------------------------------------------------------------------------------------- */
 
-struct ApplyUpdate {
+/* Two kernels: with one for both, registers would not do for packs of 8. */
+template <bool CAUTIOUS> struct ApplyUpdate {
     float keep, step;
-    bool cautious;
 
     __device__ void operator()(float &w, float &w_copy, float update) const {
-        w = kept(cautious, keep, w, update) * w - step * update;
+        w = kept(CAUTIOUS, keep, w, update) * w - step * update;
         w_copy = w;
     }
 };
 
-void apply_update(Backend *be, Tensor w, Tensor w_copy, Tensor update, UpdateStep s) {
+template <bool CAUTIOUS> void apply_update(Backend *be, Tensor w, Tensor w_copy, Tensor update, UpdateStep s) {
     by_dtype(update.dtype, [&](auto zero) {
         using T = decltype(zero);
         by_copy(w_copy, [&](auto copy) {
-            cuda_sweep(be, "apply_update", ApplyUpdate{s.keep, s.step, s.cautious}, updates<float>(w), copy,
+            cuda_sweep(be, "apply_update", ApplyUpdate<CAUTIOUS>{s.keep, s.step}, updates<float>(w), copy,
                        reads<T>(update));
         });
     });
+}
+
+void choose_apply_update(Backend *be, Tensor w, Tensor w_copy, Tensor update, UpdateStep s) {
+    return s.cautious ? apply_update<true>(be, w, w_copy, update, s) : apply_update<false>(be, w, w_copy, update, s);
 }
 
 } // namespace
@@ -234,5 +238,5 @@ void cuda_fill_optimizer_ops(BackendOps *ops) {
     ops->momentum = momentum;
     ops->adapt = adapt;
     ops->normalize = normalize;
-    ops->apply_update = apply_update;
+    ops->apply_update = choose_apply_update;
 }

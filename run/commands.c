@@ -28,6 +28,7 @@ Status command_dry_run(const Config *config) {
     Roofline roofline = {0};
     Status status = predicts ? trainer_plan_for_gpu(&t, config, &gpus[config->dry_run.gpu]) : trainer_plan(&t, config);
     if (status.code) goto done;
+    if (!predicts && FAILED(status, measure_create(&t))) goto done; /* for its part of the memory */
     if (predicts && FAILED(status, roofline_predict(&t, &roofline))) goto done;
     char *json = config_to_json(config);
     printf("%s\n\n", json ? json : "");

@@ -45,7 +45,8 @@ typedef struct {
     LogitMeasurements logits;
 } Measurements;
 
-/* Memory and tables of the probes that the configuration asks for. After model and optimizer have been planned. */
+/* Memory and tables of the probes that the configuration asks for: they are sized and allocated in one. After model and
+ * optimizer have been planned; trainer_allocate does it. */
 Status measure_create(Trainer *t);
 void measure_free(Trainer *t);
 int64_t measure_bytes(const Trainer *t); /* for the plan */

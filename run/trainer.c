@@ -71,7 +71,6 @@ static Status plan_training(Trainer *t) {
     Status status;
     if (FAILED(status, open_data(&t->train_data, &t->config, t->config.data.train, false))) return status;
     if (FAILED(status, optimizer_plan(&t->optimizer, &t->gpt.params, &t->config.optimizer, &t->backend))) return status;
-    if (FAILED(status, measure_create(t))) return status;
     t->base_memory = resident_bytes();
     return status;
 }
@@ -87,7 +86,8 @@ Status trainer_plan_for_gpu(Trainer *t, const Config *config, const Gpu *gpu) {
     if (FAILED(status, cost_backend_open(&t->backend, gpu, config->precision))) return status;
     if (FAILED(status, gpt_plan(&t->gpt, &t->config.model, config->train.micro_batch, &t->backend))) return status;
     if (FAILED(status, open_data(&t->val_data, &t->config, t->config.data.val, true))) return status;
-    return plan_training(t);
+    if (FAILED(status, plan_training(t))) return status;
+    return measure_create(t); /* their part of a step is predicted, too */
 }
 
 static Status allocate_host_buffers(Trainer *t) {
@@ -124,6 +124,7 @@ Status trainer_allocate(Trainer *t) {
     Status status;
     if (FAILED(status, trainer_allocate_evaluation(t))) return status;
     if (FAILED(status, optimizer_allocate(&t->optimizer))) return status;
+    if (FAILED(status, measure_create(t))) return status; /* last: what is missing then is named by its own key */
     return gpt_init_weights(&t->gpt, t->config.seed, t->config.optimizer.mup_base_width);
 }
 

@@ -9,13 +9,17 @@ enum { DRIVER_ERROR = 35, NO_DEVICE_ERROR = 100 };
 
 /* ---- waiting ----------------------------------------------------------------------------------------------------- */
 
-/* One that measures no logits: those it reads once more. */
+/* One that measures nothing but spectra: those come later, what else is due is waited for. */
 static void a_step_waits_for_the_device_once(void **state) {
     (void)state;
     Trainer t;
     int skipped = 0;
     int64_t clips = 0;
-    assert_ok(open_trainer(&t, &gpt2_like, (Setting){"cuda", "bf16", {"probe.logits_every=0", "probe.bound_every=0"}}));
+    assert_ok(open_trainer(&t, &gpt2_like,
+                           (Setting){"cuda",
+                                     "bf16",
+                                     {"probe.logits_every=0", "probe.bound_every=0", "probe.collision_every=0",
+                                      "probe.momentum_every=0", "probe.shadow_every=0"}}));
     assert_ok(backend_sync(&t.backend)); /* the initial weights are there */
     for (int step = 0; step < 5; step++) {
         StepReport r;

@@ -40,7 +40,7 @@ static const ModelCase mla_like = {"with latent attention",
 
 typedef struct {
     const char *device, *precision;
-    const char *extra[4]; /* options; NULL ends them */
+    const char *extra[8]; /* options; NULL ends them */
 } Setting;
 
 static int gather(const char **list, const char *const *options, int count) {
