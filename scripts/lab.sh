@@ -9,13 +9,13 @@ data=datasets/shakespeare
 out=runs/lab
 optimizers=${OPTIMIZERS:-adamw muon normuon adamuon lion sgd}
 
-# The best of those tried with configs/lab.json (docs/optimizers.md has the sweep).
+# The best of those tried with configs/lab.json (docs/optimizers.md).
 rate_of() { # optimizer
     case $1 in
     adamw) echo 0.004 ;;
     muon | normuon | adamuon) echo 0.008 ;;
-    lion) echo 0.0005 ;;
-    sgd) echo 0.2 ;;
+    lion) echo 0.0008 ;;
+    sgd) echo 0.1 ;;
     *)
         echo "lab: there is no optimizer \"$1\"" >&2
         return 2

@@ -79,6 +79,16 @@ def draw_bands(axes, runs, theme, field, value, title, style="-", band=True, **w
     label_ends(axes, ends)
 
 
+def use_log_axis(axes):
+    """Logarithmic, unless nothing is there that has a logarithm."""
+    heights = [y for line in axes.get_lines() for y in np.ravel(line.get_ydata())] + \
+              [patch.get_height() for patch in axes.patches]
+    if any(y > 0 for y in heights):
+        axes.set_yscale("log")
+    elif not heights:
+        axes.annotate("not in these runs", (0.5, 0.5), xycoords="axes fraction", ha="center", color="gray")
+
+
 def style_legend(axes, theme, styles, **options):
     handles = [plt.Line2D([], [], color=theme.muted, linestyle=style) for style, _ in styles]
     axes.legend(handles, [name for _, name in styles], **options)
@@ -90,8 +100,9 @@ def style_legend(axes, theme, styles, **options):
 def plot_logits(runs, theme, _role):
     figure, grid = new_figure(runs, theme, 1, 3, (13, 4))
     share, distance, place = grid[0]
-    draw_bands(share, runs, theme, "logits", "above", "Share of logits above τ (mean and range over heads)")
+    draw_bands(share, runs, theme, "logits", "above", "Share of logits above τ, by heads")
     share.set_yscale("symlog", linthresh=1e-6)
+    share.set_ylim(bottom=0)
     for run, colour in coloured(runs, theme):
         points = [(record["query"] - record["key"], number(record["max"])) for _, record in records(run, "logits")]
         if points:
@@ -101,10 +112,10 @@ def plot_logits(runs, theme, _role):
         for step, record in records(run, "logits"):
             if step == last:
                 place.scatter(record["key"], record["query"], s=24, color=colour, alpha=0.7, linewidth=0)
-    distance.set_title("Where MaxLogit occurs: distance from query to key")
+    distance.set_title("MaxLogit, by distance of query and key")
     distance.set_xlabel("query position - key position")
     distance.set_ylabel("MaxLogit of the head")
-    place.set_title("Its token pair in each head, last step measured")
+    place.set_title("Its token pairs in the last step")
     place.set_xlabel("key position")
     place.set_ylabel("query position")
     return figure
@@ -129,7 +140,7 @@ def plot_clip_ledger(runs, theme, _role):
     ever.set_ylim(bottom=0)
     times.set_title("Times clipped, by layer.head")
     product.set_title("Product of all γ of the head")
-    product.set_yscale("log")
+    use_log_axis(product)
     for axes in (times, product):
         axes.tick_params(axis="x", rotation=90)
         axes.margins(x=0.02)
@@ -139,14 +150,14 @@ def plot_clip_ledger(runs, theme, _role):
 def plot_logit_bound(runs, theme, _role):
     figure, grid = new_figure(runs, theme, 1, 3, (13, 4))
     bound, tight, norms = grid[0]
-    draw_bands(bound, runs, theme, "logit_bound", "bound", "Bound on the logits (band: range over heads)")
+    draw_bands(bound, runs, theme, "logit_bound", "bound", "Bound of the logits, by heads")
     for run, colour in coloured(runs, theme):
         bound.plot(run.step, run.series("max_abs_logit"), "--", color=colour, linewidth=1)
-    bound.set_yscale("log")
+    use_log_axis(bound)
     style_legend(bound, theme, (("-", "bound, mean over heads"), ("--", "largest |logit|")), loc="best")
-    draw_bands(tight, runs, theme, "logit_bound", "tightness", "How tight: largest |logit| / bound")
-    draw_bands(norms, runs, theme, "logit_bound", "q_norm", "Spectral norms of the heads' W_q and W_k")
-    draw_bands(norms, runs, theme, "logit_bound", "k_norm", "Spectral norms of the heads' W_q and W_k", "--", False)
+    draw_bands(tight, runs, theme, "logit_bound", "tightness", "Tightness: largest |logit| / bound")
+    draw_bands(norms, runs, theme, "logit_bound", "q_norm", "Spectral norms of W_q and W_k")
+    draw_bands(norms, runs, theme, "logit_bound", "k_norm", "Spectral norms of W_q and W_k", "--", False)
     style_legend(norms, theme, (("-", "W_q"), ("--", "W_k")), loc="best")
     return figure
 
@@ -163,11 +174,11 @@ def plot_collision(runs, theme, role):
             growth.scatter(x, y, s=7, color=colour, alpha=0.4, linewidth=0)
     low, high = growth.get_xlim()
     growth.plot([low, high], [low, high], color=theme.muted, linewidth=0.8, zorder=0)
-    growth.set_title(f"W_{role}: change of its top singular values")
+    growth.set_title(f"W_{role}: change of the top σ in a step")
     growth.set_xlabel("predicted: -lr (s c + wd σ)")
     growth.set_ylabel("realised")
-    draw_bands(square, runs, theme, "collision", "relative", "Mean square of c_i = u_iᵀ O v_i, relative to chance", role=role)
-    square.set_yscale("log")
+    draw_bands(square, runs, theme, "collision", "relative", "Collisions: mean of c² over chance", role=role)
+    use_log_axis(square)
     draw_bands(aligned, runs, theme, "collision", mean_of("align_update"), "Alignment of the top subspaces", role=role,
                band=False)
     draw_bands(aligned, runs, theme, "collision", mean_of("align_momentum"), "Alignment of the top subspaces", "--",
@@ -192,23 +203,23 @@ def plot_orthogonality(runs, theme, role):
     figure, grid = new_figure(runs, theme, 1, 3, (13, 4))
     interval, error, below = grid[0]
     draw_bands(interval, runs, theme, "orthogonality", "max", "", band=False, role=role)
-    draw_bands(interval, runs, theme, "orthogonality", "min", f"W_{role}: singular values of O, least and greatest",
+    draw_bands(interval, runs, theme, "orthogonality", "min", f"W_{role}: least and greatest σ of O",
                "--", False, role=role)
     interval.axhline(1, color=theme.muted, linewidth=0.8)
-    draw_bands(error, runs, theme, "orthogonality", "error", "‖O Oᵀ - I‖ (band: range over layers)", role=role)
-    draw_bands(below, runs, theme, "orthogonality", "below_half", "Share of singular values below 0.5", role=role)
+    draw_bands(error, runs, theme, "orthogonality", "error", "‖O Oᵀ - I‖, by layers", role=role)
+    draw_bands(below, runs, theme, "orthogonality", "below_half", "Share of σ below 0.5", role=role)
     return figure
 
 
 def plot_momentum(runs, theme, role):
     figure, grid = new_figure(runs, theme, 1, 3, (13, 4))
     cosine, noise, drift = grid[0]
-    draw_bands(cosine, runs, theme, "momentum", "cosine", f"W_{role}: cosine of momentum and gradient", role=role)
+    draw_bands(cosine, runs, theme, "momentum", "cosine", f"W_{role}: cosine of M and G", role=role)
     draw_bands(noise, runs, theme, "momentum", "noise", "Variance over micro-batches / ‖G‖²", role=role)
-    noise.set_yscale("log")
+    use_log_axis(noise)
     draw_bands(drift, runs, theme, "momentum", mean_of("drift"), "", band=False, role=role)
     draw_bands(drift, runs, theme, "momentum", mean_of("gradient_alignment"),
-               "Alignment of the momentum's top subspace", "--", False, role=role)
+               "Alignment of M's top subspace", "--", False, role=role)
     style_legend(drift, theme, (("-", "with that of the step before"), ("--", "with the gradient's")), loc="best")
     return figure
 
@@ -219,9 +230,9 @@ def plot_blocks(runs, theme, role):
     draw_bands(updates, runs, theme, "blocks", "update_rms", f"W_{role}: RMS of the update", role=role)
     draw_bands(weights, runs, theme, "blocks", "weight_rms", f"W_{role}: RMS of the weights", role=role)
     draw_bands(norm, runs, theme, "blocks", "spectral_norm", "", role=role)
-    draw_bands(norm, runs, theme, "blocks", "decay_bound", f"W_{role}: spectral norm, and what decay bounds it by",
+    draw_bands(norm, runs, theme, "blocks", "decay_bound", f"W_{role}: ‖W‖₂ and its decay bound",
                "--", False, role=role)
-    norm.set_yscale("log")
+    use_log_axis(norm)
     style_legend(norm, theme, (("-", "‖W‖₂"), ("--", "bound")), loc="best")
     return figure
 
