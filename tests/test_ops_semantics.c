@@ -68,7 +68,9 @@ static void sum_heads_overwrites_and_rounds_once(void **state) {
     Tensor x = test_zeros(&be, DTYPE_BF16, shape3(2, 3, 2)), out = nans(&be, DTYPE_BF16, shape2(2, 5));
     test_write(&be, x, (double[]){256, 1, 1, 2, 1, 3, -1, 0, 0, 0, 0.5, 8});
     op_sum_heads(&be, tensor_slice(out, 1, 2, 2), x);
-    expect(&be, "sums in a view", out, (double[]){NAN, NAN, 258, 6, NAN, NAN, NAN, -0.5, 8, NAN}, exact);
+    const double nan_value = (double)NAN;
+    expect(&be, "sums in a view", out,
+           (double[]){nan_value, nan_value, 258, 6, nan_value, nan_value, nan_value, -0.5, 8, nan_value}, exact);
     test_close(&be);
 }
 
