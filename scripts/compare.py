@@ -30,7 +30,7 @@ import matplotlib.pyplot as plt  # noqa: E402
 import numpy as np  # noqa: E402
 from matplotlib.colors import LogNorm  # noqa: E402
 from matplotlib.patheffects import withStroke  # noqa: E402
-from matplotlib.ticker import EngFormatter, LogLocator, MaxNLocator, NullFormatter  # noqa: E402
+from matplotlib.ticker import EngFormatter, LogLocator, MaxNLocator, MultipleLocator, NullFormatter  # noqa: E402
 
 # ---- reading a run ---------------------------------------------------------------------------------------------------
 
@@ -234,7 +234,8 @@ def use_time_axis(axes, runs):
     unit, seconds = ("s", 1) if longest < 180 else ("min", 60) if longest < 3 * 3600 else ("h", 3600)
     axes.set_xlabel(f"training time ({unit})")
     axes.xaxis.set_major_formatter(lambda value, _: f"{value / seconds:g}")
-    axes.xaxis.set_major_locator(MaxNLocator(6, steps=[1, 2, 3, 6, 10]))
+    apart = next((n for n in (1, 2, 5, 10, 15, 20, 30) if longest <= 6 * n * seconds), 60)
+    axes.xaxis.set_major_locator(MultipleLocator(apart * seconds))
 
 
 def use_token_axis(axes):
