@@ -33,6 +33,7 @@ typedef enum {
 typedef enum { SCHEDULE_CONSTANT, SCHEDULE_LINEAR, SCHEDULE_COSINE, SCHEDULE_WSD } ScheduleKind;
 typedef enum { MUON_MOMENTUM_SUM, MUON_MOMENTUM_EMA } MuonMomentumForm;
 typedef enum { ORTHOGONALIZE_NEWTON_SCHULZ, ORTHOGONALIZE_SVD, ORTHOGONALIZE_SCHATTEN } OrthogonalizeKind;
+typedef enum { FORM_AUTO, FORM_PLAIN, FORM_SYMMETRIC, FORM_GRAM } NewtonSchulzForm;
 typedef enum { SCALE_RMS, SCALE_ORIGINAL, SCALE_SPECTRAL, SCALE_NONE } UpdateScale;
 typedef enum { GPU_A100, GPU_H100, GPU_H200, GPU_4090, GPU_B200, GPU_COUNT } GpuKind;
 
@@ -89,6 +90,7 @@ typedef struct {
     MuonMomentumForm momentum_form;
     bool nesterov;
     OrthogonalizeKind orthogonalize;
+    NewtonSchulzForm form;
     double schatten_p;
     CoefficientsConfig coefficients;
     int64_t iterations; /* of a set with one triple; a per-iteration table has its own length */

@@ -34,6 +34,7 @@ static Choices momentum_forms = {"sum", "ema", NULL};
 static Choices orthogonalizers = {"newton-schulz", "svd", "schatten", NULL};
 static Choices coefficient_sets = {"muon",          "su",   "taylor",      "cubic", "you-5", "su-5",
                                    "polar-express", "cans", "deepseek-v4", NULL};
+static Choices newton_schulz_forms = {"auto", "plain", "symmetric", "gram", NULL};
 static Choices update_scales = {"rms", "original", "spectral", "none", NULL};
 static Choices head_blocks = {"q", "q_rope", "k", "v", "o", NULL};
 static Choices hidden_blocks = {"q",       "q_rope", "k",    "v",  "o",    "q_down",
@@ -179,6 +180,9 @@ const Option config_options[] = {
     {FLAG(optimizer.muon.nesterov), .initial = "true", .help = "The update looks one gradient ahead."},
     {CHOICE(optimizer.muon.orthogonalize), .initial = "newton-schulz", .choices = orthogonalizers,
      .help = "How msign(U) is computed; svd is exact and slow; schatten is steepest descent in another norm, by SVD."},
+    {CHOICE(optimizer.muon.form), .initial = "auto", .choices = newton_schulz_forms,
+     .help = "Newton-Schulz by full products, by half of symmetric ones, or on Gram matrices, which takes fp32; auto: "
+             "the fastest for each shape. The results are the same up to rounding."},
     {REAL(optimizer.muon.schatten_p), .initial = "4", .minimum = 2, .maximum = 1e6,
      .help = "schatten: the p of the norm. 2 is the gradient, normalised; the larger, the nearer to msign(U)."},
     {COEFFICIENTS(optimizer.muon.coefficients), .initial = "muon", .choices = coefficient_sets, .minimum = -1e6,

@@ -17,8 +17,9 @@
  *
  * In A a singular value s is s², and rounding that puts a small s² off, or below zero, grows with the factor a² of each
  * iteration. So X and A are made anew before the growth reaches GROWTH_MAX. In fp32 this pays where the small side is
- * small enough (orthogonalizer_prefers_gram). bf16 keeps the plain form: Q has gains from a^5 = 485 down to 1 side by
- * side, which its 8 bits cannot hold, and in fp32 the small products would cost what is saved.
+ * small enough (orthogonalizer_uses_gram). bf16 keeps the plain form: Q has gains from a^5 = 485 down to 1 side by
+ * side, which its 8 bits cannot hold, and in fp32 the small products would cost what is saved. optimizer.muon.form asks
+ * for a form; the Gram form then runs in fp32 everywhere.
  */
 #include "optim/orthogonalize.h"
 
@@ -166,8 +167,9 @@ static double segment_cost(int iterations, double k, double l) {
     return 1.5 * k * k * l + k * k * k * (0.5 * iterations + 3.0 * (iterations - 1));
 }
 
-bool orthogonalizer_prefers_gram(const Orthogonalizer *o, int64_t rows, int64_t columns) {
+bool orthogonalizer_uses_gram(const Orthogonalizer *o, int64_t rows, int64_t columns) {
     if (takes_svd(o) || o->dtype != DTYPE_F32) return false;
+    if (o->form != FORM_AUTO) return o->form == FORM_GRAM;
     double k = (double)(rows < columns ? rows : columns), l = (double)(rows < columns ? columns : rows), gram = 0;
     for (int first = 0, end; first < o->iterations; first = end) {
         end = segment_end(o, first);
@@ -184,12 +186,13 @@ Status orthogonalizer_plan(Orthogonalizer *o, const MuonConfig *config, Backend 
     if (given->set[0] && !set) return unknown_set(given->set);
     *o = (Orthogonalizer){.be = be,
                           .kind = config->orthogonalize,
+                          .form = config->form,
                           .schatten_p = config->schatten_p,
                           .count = set ? set->count : given->count};
     CHECK(o->count >= 1 && o->count <= COEFFICIENTS_MAX, "%d coefficient triples", o->count);
     memcpy(o->triples, set ? set->triples : given->triples, sizeof o->triples);
     o->iterations = o->count == 1 ? (int)config->iterations : o->count;
-    bool keep_fp32 = takes_svd(o) || !survives_bf16(o);
+    bool keep_fp32 = takes_svd(o) || o->form == FORM_GRAM || !survives_bf16(o);
     o->dtype = keep_fp32 ? DTYPE_F32 : be->compute_dtype;
     return status_ok();
 }
@@ -207,7 +210,7 @@ OrthogonalizeBuffers orthogonalizer_layout(const Orthogonalizer *o, Arena *scrat
                               .next = arena_take(scratch, o->dtype, 4, shape),
                               .gram = arena_take(scratch, o->dtype, 4, square),
                               .poly = arena_take(scratch, o->dtype, 4, square)};
-    if (orthogonalizer_prefers_gram(o, shape[2], shape[3])) {
+    if (orthogonalizer_uses_gram(o, shape[2], shape[3])) {
         w.factor = arena_take(scratch, o->dtype, 4, square);
         w.next_factor = arena_take(scratch, o->dtype, 4, square);
     }
@@ -222,19 +225,27 @@ static void swap(Tensor *a, Tensor *b) {
     *b = previous;
 }
 
-static void gram_of(Backend *be, Tensor A, Tensor X) {
+/* out = alpha a aᵀ + beta addend, which is symmetric. */
+static void square(const Orthogonalizer *o, Tensor out, Tensor a, Tensor addend, MatmulScale s) {
+    if (o->form == FORM_PLAIN)
+        op_matmul(o->be, out, a, tensor_transpose(a), addend, s);
+    else
+        op_matmul_symmetric(o->be, out, a, addend, s);
+}
+
+static void gram_of(const Orthogonalizer *o, Tensor A, Tensor X) {
     bool tall = X.shape[2] > X.shape[3];
-    op_matmul_symmetric(be, A, tall ? tensor_transpose(X) : X, tensor_none(), (MatmulScale){.alpha = 1});
+    square(o, A, tall ? tensor_transpose(X) : X, tensor_none(), (MatmulScale){.alpha = 1});
 }
 
 /* One iteration: writes the next X. */
-static void newton_schulz_step(Backend *be, const OrthogonalizeBuffers *w, const double *abc) {
+static void newton_schulz_step(const Orthogonalizer *o, const OrthogonalizeBuffers *w, const double *abc) {
     const float a = (float)abc[0], b = (float)abc[1], c = (float)abc[2];
     Tensor X = w->x, A = w->gram, B = w->poly;
     bool tall = X.shape[2] > X.shape[3];
-    gram_of(be, A, X);
-    op_matmul_symmetric(be, B, A, A, (MatmulScale){.alpha = c, .beta = b}); /* A is symmetric: A² = A Aᵀ */
-    op_matmul(be, w->next, tall ? X : B, tall ? B : X, X, (MatmulScale){.alpha = 1, .beta = a});
+    gram_of(o, A, X);
+    square(o, B, A, A, (MatmulScale){.alpha = c, .beta = b}); /* A is symmetric: A² = A Aᵀ */
+    op_matmul(o->be, w->next, tall ? X : B, tall ? B : X, X, (MatmulScale){.alpha = 1, .beta = a});
 }
 
 /* Q = a I + B: w = keep w - step update, with w = I. */
@@ -251,12 +262,12 @@ static void first_factor(Backend *be, Tensor Q, Tensor B, float a) {
 static void gram_segment(const Orthogonalizer *o, OrthogonalizeBuffers *w, int first, int end) {
     Backend *be = o->be;
     Tensor A = w->gram, B = w->poly;
-    gram_of(be, A, w->x);
+    gram_of(o, A, w->x);
     for (int i = first; i < end; i++) {
         const double *abc = triple_of(o, i);
         const float a = (float)abc[0];
         const MatmulScale add_a = {.alpha = 1, .beta = a};
-        op_matmul_symmetric(be, B, A, A, (MatmulScale){.alpha = (float)abc[2], .beta = (float)abc[1]});
+        square(o, B, A, A, (MatmulScale){.alpha = (float)abc[2], .beta = (float)abc[1]});
         if (i + 1 < end) { /* A <- P A P; P A = B A + a A lies where Q goes next */
             Tensor PA = w->next_factor;
             op_matmul(be, PA, B, A, A, add_a);
@@ -282,7 +293,7 @@ static Tensor newton_schulz(const Orthogonalizer *o, OrthogonalizeBuffers w) {
         if (gram)
             gram_segment(o, &w, i, end);
         else
-            newton_schulz_step(o->be, &w, triple_of(o, i));
+            newton_schulz_step(o, &w, triple_of(o, i));
         swap(&w.x, &w.next);
     }
     return w.x;

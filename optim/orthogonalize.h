@@ -39,6 +39,7 @@ typedef struct {
 typedef struct {
     Backend *be;
     OrthogonalizeKind kind;
+    NewtonSchulzForm form; /* how its products are done; each gives the same up to rounding */
     double schatten_p;
     DType dtype; /* of X: the backend's; f32 for SVDs, and for coefficients that bf16's rounding would make diverge */
     int iterations, count;
@@ -52,8 +53,9 @@ Status orthogonalizer_plan(Orthogonalizer *o, const MuonConfig *config, Backend 
 /* Makes sure that matrices of this shape will fit. Between plan and allocate. */
 void orthogonalizer_admit(Orthogonalizer *o, int64_t rows, int64_t columns);
 int64_t orthogonalizer_host_bytes(const Orthogonalizer *o); /* 0 for Newton-Schulz */
-/* Whether matrices of this shape are iterated on as Gram matrices: where that takes less time; see orthogonalize.c. */
-bool orthogonalizer_prefers_gram(const Orthogonalizer *o, int64_t rows, int64_t columns);
+/* Whether matrices of this shape are iterated on as Gram matrices: where the config says so or, left to choose, where
+ * that takes less time; see orthogonalize.c. */
+bool orthogonalizer_uses_gram(const Orthogonalizer *o, int64_t rows, int64_t columns);
 /* Of one (n, m) matrix. Newton-Schulz with k = min(n, m): 4 n m k + 2 k³ an iteration (A, B X, A²). An SVD costs about
  * 4 n m k + 8 k³ (Golub & Van Loan, figure 8.6.1) and the product U Vᵀ 2 n m k. */
 double orthogonalizer_flops(const Orthogonalizer *o, int64_t rows, int64_t columns);

@@ -382,6 +382,49 @@ static void missing_ranks_stay_missing(void **state) {
     test_close(&be);
 }
 
+/* And the form that is asked for is the one that runs. */
+static void every_form_gives_the_same_up_to_rounding(void **state) {
+    (void)state;
+    static const int64_t sizes[][2] = {{24, 24}, {20, 90}, {90, 20}};
+    static const char *const devices[] = {"ref", "cpu"};
+    for (int d = 0; d < 2; d++) {
+        Backend be;
+        test_open(&be, devices[d], "fp32");
+        test_reserve(&be, (OpLimits){.width = 90});
+        be.profile = true; /* counts calls */
+        for (int s = 0; s < 3; s++) {
+            const int64_t n = sizes[s][0], m = sizes[s][1];
+            double got[4][90 * 90];
+            for (int form = FORM_AUTO; form <= FORM_GRAM; form++) {
+                MuonConfig config = config_of("muon");
+                Orthogonalizer o;
+                config.form = (NewtonSchulzForm)form;
+                assert_ok(orthogonalizer_plan(&o, &config, &be));
+                if (form != FORM_AUTO) assert_int_equal(orthogonalizer_uses_gram(&o, n, m), form == FORM_GRAM);
+                for (int64_t i = 0; i < n * m; i++) got[form][i] = test_uniform(7, i);
+                const int64_t halves = be.timers[OP_MATMUL_SYMMETRIC].calls;
+                run_one(&be, &config, n, m, got[form]);
+                assert_int_equal(be.timers[OP_MATMUL_SYMMETRIC].calls == halves, form == FORM_PLAIN);
+            }
+            for (int form = FORM_PLAIN; form <= FORM_GRAM; form++)
+                assert_close("form", got[form], got[FORM_AUTO], n * m, (Tolerance){.absolute = 2e-5});
+        }
+        test_close(&be);
+    }
+}
+
+static void the_gram_form_in_bf16_runs_in_fp32(void **state) {
+    (void)state;
+    Backend be;
+    Orthogonalizer o;
+    MuonConfig config = config_of("muon");
+    config.form = FORM_GRAM;
+    test_open(&be, "ref", "bf16");
+    assert_ok(orthogonalizer_plan(&o, &config, &be));
+    assert_true(o.dtype == DTYPE_F32 && orthogonalizer_uses_gram(&o, 64, 64));
+    test_close(&be);
+}
+
 static void the_gram_form_is_taken_in_fp32_where_it_is_cheaper(void **state) {
     (void)state;
     static const char *const precisions[] = {"fp32", "bf16"};
@@ -391,11 +434,11 @@ static void the_gram_form_is_taken_in_fp32_where_it_is_cheaper(void **state) {
         Orthogonalizer o;
         test_open(&be, "ref", precisions[p]);
         assert_ok(orthogonalizer_plan(&o, &muon, &be));
-        assert_false(orthogonalizer_prefers_gram(&o, 64, 64));
-        assert_int_equal(orthogonalizer_prefers_gram(&o, 64, 256), p == 0);
-        assert_int_equal(orthogonalizer_prefers_gram(&o, 256, 64), p == 0);
+        assert_false(orthogonalizer_uses_gram(&o, 64, 64));
+        assert_int_equal(orthogonalizer_uses_gram(&o, 64, 256), p == 0);
+        assert_int_equal(orthogonalizer_uses_gram(&o, 256, 64), p == 0);
         assert_ok(orthogonalizer_plan(&o, &svd, &be));
-        assert_false(orthogonalizer_prefers_gram(&o, 64, 256));
+        assert_false(orthogonalizer_uses_gram(&o, 64, 256));
         test_close(&be);
     }
 }
@@ -481,6 +524,8 @@ int main(void) {
         cmocka_unit_test(schatten_is_the_steepest_descent_in_its_norm),
         cmocka_unit_test(schatten_runs_from_the_normalised_gradient_to_msign_whatever_the_size),
         cmocka_unit_test(missing_ranks_stay_missing),
+        cmocka_unit_test(every_form_gives_the_same_up_to_rounding),
+        cmocka_unit_test(the_gram_form_in_bf16_runs_in_fp32),
         cmocka_unit_test(the_gram_form_is_taken_in_fp32_where_it_is_cheaper),
         cmocka_unit_test(a_zero_matrix_gives_zero_and_one_that_is_not_finite_gives_nan),
         cmocka_unit_test(a_batch_gives_what_its_matrices_give_alone),
