@@ -54,7 +54,7 @@ typedef struct {
 
 /* Which heads have records of their own, beside those of q and k: none, or every one that a run is split into. */
 typedef enum { SPECTRUM_HEADS_OF_QK, SPECTRUM_HEADS_AS_SPLIT } SpectrumHeads;
-bool spectrum_has_heads(const BlockKind *kind); /* q and k */
+bool spectrum_has_heads(const BlockKind *kind); /* q, q_rope and k */
 
 /* Collects the records of one step: every hidden matrix whole, and heads. All memory is taken by
  * spectrum_probe_create: workspace for each thread, and host copies of the longest run of matrices; on a device that
