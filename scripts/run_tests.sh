@@ -22,7 +22,7 @@ count() { # pattern
 run_program() { # program, number
     local started=$SECONDS status=0 output=$work/$2.output name total good skipped bad
     name=$(basename "$(dirname "$1")")/$(basename "$1")${setting:+ $setting}
-    timeout --kill-after=10 "${TEST_TIMEOUT:-600}" "$1" >"$output" 2>&1 </dev/null || status=$?
+    timeout --kill-after=10 "${TEST_TIMEOUT:-1200}" "$1" >"$output" 2>&1 </dev/null || status=$?
     total=$(count '^\[==========\] Running \([0-9]*\) test.*')
     good=$(grep -c '^\[       OK \]' "$output" || true)
     skipped=$(grep '^\[  SKIPPED \] [^0-9]' "$output" | sort -u | wc -l || true) # named again in cmocka's list
@@ -34,7 +34,7 @@ run_program() { # program, number
         cat "$output"
         case $status in
         0) ;;
-        124 | 137) printf '%s: stopped after %s s\n' "$name" "${TEST_TIMEOUT:-600}" ;;
+        124 | 137) printf '%s: stopped after %s s\n' "$name" "${TEST_TIMEOUT:-1200}" ;;
         *) printf '%s: exit status %d%s\n' "$name" "$status" "$( ((status > 128)) && echo " (signal $((status - 128)))")" ;;
         esac
         ((total > 0)) || printf '%s: ran no test\n' "$name"
