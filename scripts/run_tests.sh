@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # Runs cmocka test programs and counts their test functions.
 #
-#   scripts/run_tests.sh PROGRAM...      TEST_TIMEOUT=seconds for each program (600), TEST_JOBS=programs at a time (cores)
+#   scripts/run_tests.sh PROGRAM...      TEST_TIMEOUT=seconds for each program (1200), TEST_JOBS=programs at a time (cores)
 #   scripts/run_tests.sh PROGRAM NAME=VALUE PROGRAM...      sets a variable for the programs after it
 #
 # One line for each program, as it ends; the whole output of a program in which something failed. A test that never reported (a
