@@ -106,7 +106,6 @@ void measure_blocks_gradient(Trainer *t, const StepNumbers *numbers) {
     if (!has_shadows(m)) return;
     StepNumbers own = *numbers;
     own.update = ++m->shadow_updates;
-    op_fill(&t->backend, m->shadow_count, (float)m->shadow_updates);
     for (int i = 0; i < SHADOWS; i++)
         optimizer_step(&m->shadows[i], &own, is_due(t, MEASURE_SHADOW) ? observe_shadow : NULL, t);
 }
@@ -159,7 +158,9 @@ int64_t measure_blocks_state(Trainer *t, NamedTensor *tensors) {
             entry->tensor = optimizer_state_tensor(&m->shadows[i], j, entry->name, sizeof entry->name);
         }
     }
-    if (tensors) tensors[count] = (NamedTensor){.name = "shadow.updates", .tensor = m->shadow_count};
+    if (!tensors) return count + 1;
+    op_fill(&t->backend, m->shadow_count, (float)m->shadow_updates);
+    tensors[count] = (NamedTensor){.name = "shadow.updates", .tensor = m->shadow_count};
     return count + 1;
 }
 
