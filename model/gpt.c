@@ -131,8 +131,11 @@ static Tensor weight(const Gpt *g, GptParam id, int64_t layer) {
     return g->index[id] < 0 ? tensor_none() : params_weight(&g->params, g->index[id], layer);
 }
 
+static const GptParam NO_BIAS = GPT_PARAM_COUNT;
+
 static Tensor gradient(const Gpt *g, GptParam id, int64_t layer) {
-    return g->index[id] < 0 ? tensor_none() : params_tensor(&g->params, g->params.grad, g->index[id], layer);
+    return id == NO_BIAS || g->index[id] < 0 ? tensor_none()
+                                             : params_tensor(&g->params, g->params.grad, g->index[id], layer);
 }
 
 /* ---- memory ----------------------------------------------------------------------------------------------------- */
@@ -663,17 +666,6 @@ static void heads_backward(Gpt *g, LayerActivations *a, Heads d, int64_t l) {
     linear_backward(g, g->branch, flat(g->dqkv, g->N), a->norm1, PARAM_QKV, PARAM_QKV_BIAS, l);
 }
 
-/* dw = or += doutᵀ x, for a matrix without a bias. */
-static void matrix_weight_backward(Gpt *g, Tensor dout, Tensor x, GptParam w, int64_t layer) {
-    op_linear_grad_weight(g->be, gradient(g, w, layer), tensor_none(), dout, x, g->gradient_mode);
-}
-
-/* The same, and dx = dout w. */
-static void matrix_backward(Gpt *g, Tensor dx, Tensor dout, Tensor x, GptParam w, int64_t layer) {
-    matrix_weight_backward(g, dout, x, w, layer);
-    op_linear_grad_input(g->be, dx, dout, weight(g, w, layer));
-}
-
 /* dlatent's columns of c^Q and c^KV = gradient through their norms. */
 static void latent_norms_backward(Gpt *g, LayerActivations *a, int64_t l) {
     const LatentParts x = latent_parts(g, a->latent), d = latent_parts(g, g->dlatent);
@@ -698,12 +690,12 @@ static void latent_backward(Gpt *g, LayerActivations *a, int64_t l) {
     op_rope_grad(be, by_sequence(g, d.q_rope), g->rope);
     op_rope_grad(be, by_sequence(g, d.k_rope), g->rope);
 
-    matrix_backward(g, g->dkv_latent, g->kv_parts, a->kv_latent, PARAM_KV_UP, l);
-    if (g->config.q_rank) matrix_backward(g, g->dq_latent, g->q_parts, a->q_latent, PARAM_Q_UP, l);
+    linear_backward(g, g->dkv_latent, g->kv_parts, a->kv_latent, PARAM_KV_UP, NO_BIAS, l);
+    if (g->config.q_rank) linear_backward(g, g->dq_latent, g->q_parts, a->q_latent, PARAM_Q_UP, NO_BIAS, l);
     latent_norms_backward(g, a, l);
-    matrix_backward(g, g->branch, g->dlatent, a->norm1, PARAM_LATENT, l);
+    linear_backward(g, g->branch, g->dlatent, a->norm1, PARAM_LATENT, NO_BIAS, l);
     if (g->config.q_rank) return;
-    matrix_weight_backward(g, g->q_parts, a->norm1, PARAM_Q_UP, l);
+    weight_backward(g, g->q_parts, a->norm1, PARAM_Q_UP, NO_BIAS, l);
     op_matmul(be, g->branch, g->q_parts, weight(g, PARAM_Q_UP, l), g->branch, (MatmulScale){.alpha = 1, .beta = 1});
 }
 
