@@ -157,7 +157,9 @@ static double longest_row(Trainer *t, Tensor x) {
 /* Longest input of all micro-batches so far, by layer and LogitInput. */
 typedef double InputNorms[8][LOGIT_INPUTS];
 
-static void note_inputs(Trainer *t, InputNorms norms) {
+static void note_inputs(Trainer *t, void *context, int64_t done) {
+    (void)done;
+    double(*norms)[LOGIT_INPUTS] = *(InputNorms *)context;
     for (int64_t l = 0; l < t->gpt.L; l++) {
         const LayerActivations *a = &t->gpt.layers[l];
         const Tensor inputs[LOGIT_INPUTS] = {a->norm1, a->q_latent, a->kv_latent};
@@ -183,21 +185,11 @@ static void check_part(Trainer *t, const LogitBoundRecord *r, int part, InputNor
 
 /* train_step with an eye on what the bound is made of. Inputs are those of all micro-batches. */
 static void step_and_check(Trainer *t, bool sharp, double *tightest) {
-    const TrainConfig *c = &t->config.train;
     const int64_t heads = t->gpt.L * t->gpt.H;
     InputNorms norms = {{0}};
     StepReport r = {.lr = trainer_lr(t, t->step + 1)};
     assert_ok(begin_measurements(t));
-    gpt_start_gradients(&t->gpt);
-    gpt_reset_statistics(&t->gpt);
-    for (int64_t done = 0; done < c->batch; done += c->micro_batch) {
-        assert_ok(trainer_load_batch(t));
-        gpt_forward(&t->gpt);
-        measure_forward(t, done / c->micro_batch);
-        note_inputs(t, norms);
-        gpt_loss_and_gradient(&t->gpt, (float)(1.0 / (double)(c->batch * t->gpt.T)));
-        gpt_backward(&t->gpt);
-    }
+    accumulate_and_see(t, note_inputs, &norms);
     assert_ok(trainer_read_step(t, &r));
     measure_read(t);
     int64_t count;

@@ -65,21 +65,15 @@ static Expected search(const Logits *logits, int64_t head, double threshold) {
     return e;
 }
 
+static void multiply_layers(Trainer *t, void *logits, int64_t done) {
+    for (int64_t l = 0; l < t->gpt.L; l++) multiply(logits, &t->gpt, l, done);
+}
+
 /* train_step, with the products beside the census. */
 static void step_and_multiply(Trainer *t, StepReport *r, Logits *logits) {
-    const TrainConfig *c = &t->config.train;
     *r = (StepReport){.lr = trainer_lr(t, t->step + 1)};
     assert_ok(begin_measurements(t));
-    gpt_start_gradients(&t->gpt);
-    gpt_reset_statistics(&t->gpt);
-    for (int64_t done = 0; done < c->batch; done += c->micro_batch) {
-        assert_ok(trainer_load_batch(t));
-        gpt_forward(&t->gpt);
-        measure_forward(t, done / c->micro_batch);
-        for (int64_t l = 0; l < t->gpt.L; l++) multiply(logits, &t->gpt, l, done);
-        gpt_loss_and_gradient(&t->gpt, (float)(1.0 / (double)(c->batch * t->gpt.T)));
-        gpt_backward(&t->gpt);
-    }
+    accumulate_and_see(t, multiply_layers, logits);
     assert_ok(trainer_read_step(t, r));
     measure_read(t);
     t->step++;

@@ -66,3 +66,21 @@ static Status open_trainer(Trainer *t, const ModelCase *model, Setting setting) 
     Status status = trainer_plan(t, &config);
     return status.code ? status : trainer_allocate(t);
 }
+
+/* accumulate_gradients of train_gpt.c with a look at the activations of each forward pass; `done` sequences came before
+ * it. */
+typedef void SeePass(Trainer *t, void *context, int64_t done);
+
+static inline void accumulate_and_see(Trainer *t, SeePass *see, void *context) {
+    const TrainConfig *c = &t->config.train;
+    gpt_start_gradients(&t->gpt);
+    gpt_reset_statistics(&t->gpt);
+    for (int64_t done = 0; done < c->batch; done += c->micro_batch) {
+        assert_ok(trainer_load_batch(t));
+        gpt_forward(&t->gpt);
+        measure_forward(t, done / c->micro_batch);
+        see(t, context, done);
+        gpt_loss_and_gradient(&t->gpt, (float)(1.0 / (double)(c->batch * t->gpt.T)));
+        gpt_backward(&t->gpt);
+    }
+}
