@@ -151,6 +151,14 @@ void measure_read_line(void *trainer, const cJSON *line) {
 
 /* ---- metrics.jsonl ---------------------------------------------------------------------------------------------- */
 
+cJSON *measure_add_block(cJSON *list, const Trainer *t, int kind, int64_t layer) {
+    cJSON *row = cJSON_CreateObject();
+    metrics_add_number(row, "layer", (double)layer);
+    cJSON_AddStringToObject(row, "role", role_name(t->gpt.params.kinds[kind].role));
+    cJSON_AddItemToArray(list, row);
+    return row;
+}
+
 bool measure_report(Trainer *t, cJSON *line) {
     const double start = clock_seconds();
     if (!measure_is_due(t)) return false;

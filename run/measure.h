@@ -74,6 +74,9 @@ void measure_resume(Trainer *t);
 /* A line of an earlier part of this run, which is resumed. A MetricsReader. */
 void measure_read_line(void *trainer, const cJSON *line);
 
+/* A new record of a list field, with the layer and role of its block. For the parts. */
+cJSON *measure_add_block(cJSON *list, const Trainer *t, int kind, int64_t layer);
+
 /* What is known now. True: spectra are still being computed while the device goes on, and the line is to be kept for
  * measure_report_spectra. */
 bool measure_report(Trainer *t, cJSON *line);

@@ -174,14 +174,6 @@ void measure_blocks_resume(Trainer *t) {
 
 /* ---- metrics.jsonl ---------------------------------------------------------------------------------------------- */
 
-static cJSON *add_block(Trainer *t, cJSON *list, int kind, int64_t layer) {
-    cJSON *row = cJSON_CreateObject();
-    metrics_add_number(row, "layer", (double)layer);
-    cJSON_AddStringToObject(row, "role", role_name(t->gpt.params.kinds[kind].role));
-    cJSON_AddItemToArray(list, row);
-    return row;
-}
-
 static void add_values(cJSON *row, const char *name, const double *values, int64_t count) {
     cJSON *list = cJSON_AddArrayToObject(row, name);
     for (int64_t i = 0; i < count; i++) cJSON_AddItemToArray(list, metrics_float((float)values[i]));
@@ -195,7 +187,7 @@ static void report_collisions(Trainer *t, cJSON *line) {
     const CollisionProbe *p = &of(t)->collision;
     cJSON *list = cJSON_AddArrayToObject(line, "collision");
     for (const CollisionRecord *r = p->records; r < p->records + p->record_count; r++) {
-        cJSON *row = add_block(t, list, r->kind, r->layer);
+        cJSON *row = measure_add_block(list, t, r->kind, r->layer);
         add_values(row, "c", r->c, r->count);
         add_values(row, "sigma", r->sigma, r->count);
         add_values(row, "predicted", r->predicted, r->count);
@@ -211,7 +203,7 @@ static void report_momentum(Trainer *t, cJSON *line) {
     const MomentumProbe *p = &of(t)->momentum;
     cJSON *list = cJSON_AddArrayToObject(line, "momentum");
     for (const MomentumRecord *r = p->records; r < p->records + p->record_count; r++) {
-        cJSON *row = add_block(t, list, r->kind, r->layer);
+        cJSON *row = measure_add_block(list, t, r->kind, r->layer);
         metrics_add_float(row, "cosine", (float)r->cosine);
         metrics_add_float(row, "ratio", (float)r->ratio);
         add_alignment(row, "drift", r->drift);
@@ -225,7 +217,7 @@ static void report_shadows(Trainer *t, cJSON *line) {
     const ShadowProbe *p = &of(t)->shadow;
     cJSON *list = cJSON_AddArrayToObject(line, "shadow");
     for (const ShadowRecord *r = p->records; r < p->records + p->record_count; r++) {
-        cJSON *row = add_block(t, list, r->kind, r->layer);
+        cJSON *row = measure_add_block(list, t, r->kind, r->layer);
         cJSON_AddStringToObject(row, "optimizer", optimizer_name((OptimizerKind)r->tag));
         metrics_add_float(row, "effective_rank", (float)r->effective_rank);
         metrics_add_float(row, "rms", (float)r->rms);

@@ -30,14 +30,6 @@ void measure_spectra_weights(SpectrumProbe *probe, const ParamTable *params) {
 
 /* ---- metrics.jsonl ---------------------------------------------------------------------------------------------- */
 
-static cJSON *add_record(cJSON *list, const Trainer *t, const SpectrumRecord *r) {
-    cJSON *row = cJSON_CreateObject();
-    metrics_add_number(row, "layer", (double)r->layer);
-    cJSON_AddStringToObject(row, "role", role_name(t->gpt.params.kinds[r->kind].role));
-    cJSON_AddItemToArray(list, row);
-    return row;
-}
-
 static void add_head(cJSON *row, const SpectrumRecord *r) {
     cJSON_AddItemToObject(row, "head", r->head < 0 ? cJSON_CreateNull() : metrics_number(r->head));
 }
@@ -46,7 +38,7 @@ static void report_spectrum(const Trainer *t, cJSON *list, const SpectrumRecord 
     static const char *const of[] = {"weight", "momentum", "update"};
     if (r->head >= 0 && !spectrum_has_heads(&t->gpt.params.kinds[r->kind])) return;
     const Spectrum *s = &r->spectrum;
-    cJSON *row = add_record(list, t, r);
+    cJSON *row = measure_add_block(list, t, r->kind, r->layer);
     add_head(row, r);
     cJSON_AddStringToObject(row, "of", of[r->of]);
     metrics_add_float(row, "sigma_max", (float)s->sigma_max);
@@ -85,7 +77,7 @@ static void report_orthogonality(const Trainer *t, cJSON *line, const SpectrumRe
     for (const SpectrumRecord *r = records; r < records + count; r++) {
         if (r->of != SPECTRUM_UPDATE || !r->unit || !is_orthogonal(t, r)) continue;
         const SpectrumRecord *momentum = find_record(records, count, r, SPECTRUM_MOMENTUM);
-        cJSON *row = add_record(list, t, r);
+        cJSON *row = measure_add_block(list, t, r->kind, r->layer);
         add_head(row, r);
         metrics_add_float(row, "min", (float)r->spectrum.sigma_min);
         metrics_add_float(row, "max", (float)r->spectrum.sigma_max);
@@ -123,7 +115,7 @@ static void report_blocks(const Trainer *t, cJSON *line, const SpectrumRecord *r
     for (const SpectrumRecord *r = records; r < records + count; r++) {
         if (r->of != SPECTRUM_WEIGHT || r->head >= 0) continue;
         const SpectrumRecord *update = find_record(records, count, r, SPECTRUM_UPDATE);
-        cJSON *row = add_record(list, t, r);
+        cJSON *row = measure_add_block(list, t, r->kind, r->layer);
         metrics_add_float(row, "weight_rms", (float)r->spectrum.rms);
         metrics_add_float(row, "update_rms", update ? (float)(update->step * update->spectrum.rms) : NAN);
         metrics_add_float(row, "spectral_norm", (float)r->spectrum.sigma_max);
