@@ -1,7 +1,7 @@
 /* The probes of watched blocks (collision, momentum, shadow) and the shadow optimizers: every number against LAPACK's
  * SVD of the matrices, or loops over their elements.
  */
-#include "tests/support.h"
+#include "tests/toy_params.h"
 
 #include <lapacke.h>
 #include <math.h>
@@ -14,7 +14,7 @@
 #include "probe/momentum.h"
 #include "probe/shadow.h"
 
-enum { LAYERS = 3, WIDTH = 12, HEADS = 4, KV_HEADS = 2, HEAD_SIZE = 3, MLP = 20, TOP = 3 };
+enum { TOP = 3 };
 enum { ELEMENTS_MAX = MLP * WIDTH };
 
 typedef struct {
@@ -27,14 +27,7 @@ typedef struct {
 
 /* A grouped-query model's matrices: q and k lie within one of them, o has its heads in columns, up is tall. */
 static void describe(ParamTable *t) {
-    params_add_block(t, "embed", ROLE_EMBED, params_add_matrix(t, "wte", 0, 50, WIDTH), 0, 50, 1, HEADS_IN_ROWS);
-    int qkv = params_add_matrix(t, "qkv", LAYERS, (HEADS + 2 * KV_HEADS) * HEAD_SIZE, WIDTH);
-    params_add_block(t, "q", ROLE_Q, qkv, 0, HEADS * HEAD_SIZE, HEADS, HEADS_IN_ROWS);
-    params_add_block(t, "k", ROLE_K, qkv, HEADS * HEAD_SIZE, KV_HEADS * HEAD_SIZE, KV_HEADS, HEADS_IN_ROWS);
-    params_add_block(t, "v", ROLE_V, qkv, (HEADS + KV_HEADS) * HEAD_SIZE, KV_HEADS * HEAD_SIZE, KV_HEADS,
-                     HEADS_IN_ROWS);
-    int out = params_add_matrix(t, "out", LAYERS, WIDTH, HEADS * HEAD_SIZE);
-    params_add_block(t, "o", ROLE_O, out, 0, WIDTH, HEADS, HEADS_IN_COLUMNS);
+    describe_embedding_and_attention(t);
     params_add_block(t, "up", ROLE_UP, params_add_matrix(t, "up", LAYERS, MLP, WIDTH), 0, MLP, 1, HEADS_IN_ROWS);
 }
 
@@ -53,12 +46,7 @@ static int set_up(void **state) {
     test_open(&f->be, "cpu", "fp32");
     test_reserve(&f->be, (OpLimits){.width = 64});
     describe(&f->params);
-    f->weights = arena_measure("weights");
-    f->gradients = arena_measure("gradients");
-    params_layout(&f->params, &f->weights, &f->gradients, DTYPE_F32);
-    assert_ok(arena_allocate(&f->weights, &f->be));
-    assert_ok(arena_allocate(&f->gradients, &f->be));
-    params_layout(&f->params, &f->weights, &f->gradients, DTYPE_F32);
+    allocate_params(&f->params, &f->weights, &f->gradients, &f->be);
     fill(f, f->params.master, 7);
     assert_ok(blocks_create(&f->blocks, &f->params, &f->config.probe, &f->be));
     assert_int_equal(f->blocks->slots, 4 * LAYERS); /* the model has no gate */

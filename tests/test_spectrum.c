@@ -1,7 +1,7 @@
 /* Singular values against LAPACK's SVD and known spectra; the statistics against formulas; the probe's assembly of
  * whole matrices and heads from every form of run.
  */
-#include "tests/support.h"
+#include "tests/toy_params.h"
 
 #include <lapacke.h>
 #include <math.h>
@@ -203,8 +203,6 @@ static void a_value_that_is_not_finite_makes_all_nan(void **state) {
 
 /* ---- the probe -------------------------------------------------------------------------------------------------- */
 
-enum { LAYERS = 3, WIDTH = 12, HEADS = 4, KV_HEADS = 2, HEAD_SIZE = 3, MLP = 20 };
-
 typedef struct {
     Backend be;
     ParamTable params;
@@ -214,14 +212,7 @@ typedef struct {
 
 /* A grouped-query model's hidden matrices between parameters that the probe must leave alone. */
 static void describe(ParamTable *t) {
-    params_add_block(t, "embed", ROLE_EMBED, params_add_matrix(t, "wte", 0, 50, WIDTH), 0, 50, 1, HEADS_IN_ROWS);
-    int qkv = params_add_matrix(t, "qkv", LAYERS, (HEADS + 2 * KV_HEADS) * HEAD_SIZE, WIDTH);
-    params_add_block(t, "q", ROLE_Q, qkv, 0, HEADS * HEAD_SIZE, HEADS, HEADS_IN_ROWS);
-    params_add_block(t, "k", ROLE_K, qkv, HEADS * HEAD_SIZE, KV_HEADS * HEAD_SIZE, KV_HEADS, HEADS_IN_ROWS);
-    params_add_block(t, "v", ROLE_V, qkv, (HEADS + KV_HEADS) * HEAD_SIZE, KV_HEADS * HEAD_SIZE, KV_HEADS,
-                     HEADS_IN_ROWS);
-    int out = params_add_matrix(t, "out", LAYERS, WIDTH, HEADS * HEAD_SIZE);
-    params_add_block(t, "o", ROLE_O, out, 0, WIDTH, HEADS, HEADS_IN_COLUMNS);
+    describe_embedding_and_attention(t);
     int up = params_add_matrix(t, "up", LAYERS, 2 * MLP, WIDTH);
     params_add_block(t, "gate", ROLE_GATE, up, 0, MLP, 1, HEADS_IN_ROWS);
     params_add_block(t, "up", ROLE_UP, up, MLP, MLP, 1, HEADS_IN_ROWS);
@@ -232,12 +223,7 @@ static int set_up(void **state) {
     Fixture *f = calloc(1, sizeof *f);
     test_open(&f->be, "ref", "fp32");
     describe(&f->params);
-    f->weights = arena_measure("weights");
-    f->gradients = arena_measure("gradients");
-    params_layout(&f->params, &f->weights, &f->gradients, DTYPE_F32);
-    assert_ok(arena_allocate(&f->weights, &f->be));
-    assert_ok(arena_allocate(&f->gradients, &f->be));
-    params_layout(&f->params, &f->weights, &f->gradients, DTYPE_F32);
+    allocate_params(&f->params, &f->weights, &f->gradients, &f->be);
     float *master = f->params.master.data;
     for (int64_t i = 0; i < f->params.elements; i++) master[i] = (float)test_uniform(7, i);
     assert_ok(spectrum_probe_create(&f->probe, &f->params, &f->be, SPECTRUM_HEADS_OF_QK));
