@@ -28,17 +28,26 @@ endif
 TOOLKIT  := $(if $(NVCC),$(patsubst %/bin/,%,$(dir $(realpath $(NVCC)))))
 BUILD_CUDA := $(if $(SANITIZE),,$(NVCC))
 
-MODULES  := core ref cpu cuda model optim probe data run
-SOURCES  := $(foreach m,$(MODULES),$(sort $(wildcard $(m)/*.c)))
-HOST_OBJECTS := $(patsubst %.c,$(BUILD)/%.o,$(filter-out cuda/none.c,$(SOURCES)))
+# The floors, from the ground up: each may use those before it (docs/architecture.md). One library a floor, so that the
+# linker checks calls as scripts/check_floors.sh checks includes.
+FLOORS   := base ops ref cpu cuda device data model optim probe run
+SOURCES  := $(foreach f,$(FLOORS),$(sort $(wildcard $(f)/*.c)))
 CUDA_SOURCES := $(sort $(wildcard cuda/*.cu))
-CUDA_OBJECTS := $(if $(BUILD_CUDA),$(CUDA_SOURCES:%.cu=$(BUILD)/%.o),$(BUILD)/cuda/none.o)
-OBJECTS  := $(HOST_OBJECTS) $(CUDA_OBJECTS)
-TESTS    := $(patsubst %.c,$(BUILD)/%,$(sort $(wildcard tests/test_*.c)))
+TEST_SOURCES := $(sort $(wildcard $(FLOORS:%=tests/%/test_*.c)))
+TESTS    := $(TEST_SOURCES:%.c=$(BUILD)/%)
+SUPPORT  := $(sort $(wildcard tests/*.c))
 BENCH    := $(sort $(wildcard bench/*.c))
-HEADERS  := $(wildcard $(addsuffix /*.h,$(MODULES) tests bench))
-FORMATTED := $(SOURCES) $(HEADERS) $(BENCH) $(wildcard train_gpt.c tests/*.c cuda/*.cu cuda/*.cuh \
-                $(foreach d,tests/cuda_on_cpu tests/cuda_on_cpu/shim tests/cuda_on_cpu/faults,$(d)/*.c $(d)/*.cc $(d)/*.cu $(d)/*.h))
+FORMATTED := $(wildcard *.c *.h $(foreach d,$(FLOORS) bench tests $(FLOORS:%=tests/%) \
+                $(addprefix tests/cuda_on_cpu,/ /shim/ /faults/),$(addprefix $(d)/,*.c *.h *.cc *.cu *.cuh)))
+
+# Objects of a floor; its library; the libraries of a floor and of all below it, in the linker's order.
+objects_of = $(if $(filter cuda,$(1)),$(if $(BUILD_CUDA),$(CUDA_SOURCES:%.cu=$(BUILD)/%.o),$(BUILD)/cuda/none.o),\
+                $(patsubst %.c,$(BUILD)/%.o,$(sort $(wildcard $(1)/*.c))))
+reverse    = $(if $(1),$(call reverse,$(wordlist 2,$(words $(1)),$(1))) $(firstword $(1)))
+up_to      = $(if $(filter $(1),$(firstword $(2))),$(1),$(firstword $(2)) $(call up_to,$(1),$(wordlist 2,$(words $(2)),$(2))))
+libraries  = $(patsubst %,$(BUILD)/lib/%.a,$(call reverse,$(call up_to,$(1),$(FLOORS))))
+LIBRARIES  := $(call libraries,run)
+HOST_LIBRARIES := $(filter-out %/cuda.a,$(LIBRARIES))
 SCRIPTS  := $(sort $(wildcard scripts/*.sh)) .ci/run
 
 PREPROCESS := $(CC) $(CPPFLAGS) -E
@@ -80,15 +89,27 @@ all: train_gpt
 train_gpt: $(BUILD)/train_gpt FORCE
 	@ln -sf $< $@
 
-$(BUILD)/train_gpt: $(BUILD)/train_gpt.o $(OBJECTS)
+$(BUILD)/train_gpt: $(BUILD)/train_gpt.o $(LIBRARIES)
 	@echo 'link    $@'
 	$(QUIET)$(CC) $(LDFLAGS) -o $@ $^ $(LDLIBS)
 
-$(BUILD)/tests/test_%: $(BUILD)/tests/test_%.o $(BUILD)/tests/support.o $(OBJECTS)
-	@echo 'link    $@'
-	$(QUIET)$(CC) $(LDFLAGS) -o $@ $^ -lcmocka $(LDLIBS)
+# $(1): a floor
+define FLOOR_RULES
+$(BUILD)/lib/$(1).a: $(call objects_of,$(1))
+	@mkdir -p $$(@D)
+	$$(QUIET)rm -f $$@ && $$(AR) rcs $$@ $$^
 
-$(BUILD)/bench/bench: $(BENCH:%.c=$(BUILD)/%.o) $(OBJECTS)
+$(BUILD)/tests/$(1)/test_%: $(BUILD)/tests/$(1)/test_%.o $(BUILD)/lib/support.a $(call libraries,$(1))
+	@echo 'link    $$@'
+	$$(QUIET)$$(CC) $$(LDFLAGS) -o $$@ $$^ -lcmocka $$(LDLIBS)
+endef
+$(foreach f,$(FLOORS),$(eval $(call FLOOR_RULES,$(f))))
+
+$(BUILD)/lib/support.a: $(SUPPORT:%.c=$(BUILD)/%.o)
+	@mkdir -p $(@D)
+	$(QUIET)rm -f $@ && $(AR) rcs $@ $^
+
+$(BUILD)/bench/bench: $(BENCH:%.c=$(BUILD)/%.o) $(LIBRARIES)
 	@echo 'link    $@'
 	$(QUIET)$(CC) $(LDFLAGS) -o $@ $^ $(LDLIBS)
 
@@ -166,9 +187,9 @@ $(ON_CPU)/launches.tests: $(ON_CPU)/plain/test_ops_backends $(ON_CPU)/plain/test
 	@mv $@.part $@
 
 # Needs no harness: the real device beside ref. The second program fails, rather than skips, where there is no device.
-GPU_TESTS := $(BUILD)/tests/test_ops_backends $(BUILD)/tests/cuda_on_cpu/test_cuda_training
+GPU_TESTS := $(BUILD)/tests/device/test_ops_backends $(BUILD)/tests/cuda_on_cpu/test_cuda_training
 
-$(BUILD)/tests/cuda_on_cpu/test_%: $(BUILD)/tests/cuda_on_cpu/test_%.o $(BUILD)/tests/support.o $(OBJECTS)
+$(BUILD)/tests/cuda_on_cpu/test_%: $(BUILD)/tests/cuda_on_cpu/test_%.o $(BUILD)/lib/support.a $(LIBRARIES)
 	@echo 'link    $@'
 	$(QUIET)$(CC) $(LDFLAGS) -o $@ $^ -lcmocka $(LDLIBS)
 
@@ -204,9 +225,9 @@ bench-check: $(BUILD)/bench/bench
 check:
 	@scripts/setup.sh develop
 	@clang-format --dry-run -Werror $(FORMATTED)
-	@scripts/check_includes.sh
+	@scripts/check_floors.sh
 	@shellcheck $(SCRIPTS)
-	@PYTHONPYCACHEPREFIX=$(BUILD)/pycache python3 -m py_compile $(wildcard scripts/*.py tests/*.py)
+	@PYTHONPYCACHEPREFIX=$(BUILD)/pycache python3 -m py_compile $(wildcard scripts/*.py tests/*/*.py)
 	@scripts/cuda_gate.py --self-test
 
 ## format: clang-format on all C, C++ and CUDA sources
@@ -224,4 +245,4 @@ help:
 FORCE:
 .PHONY: all setup programs test run-tests test-sanitize cuda-gate quickstart compare lab bench bench-check test-gpu bench-gpu check format clean help FORCE
 .SECONDARY:
--include $(HOST_OBJECTS:.o=.d) $(BUILD)/cuda/none.d $(CUDA_SOURCES:%.cu=$(BUILD)/%.d) $(BUILD)/train_gpt.d $(TESTS:=.d) $(BUILD)/tests/support.d $(BENCH:%.c=$(BUILD)/%.d)
+-include $(patsubst %.c,$(BUILD)/%.d,$(SOURCES) $(wildcard *.c) $(TEST_SOURCES) $(SUPPORT) $(BENCH)) $(CUDA_SOURCES:%.cu=$(BUILD)/%.d)

@@ -6,7 +6,7 @@
  *      run/      the run as a whole: set-up, evaluation, checkpoints, reports, the other subcommands
  *      model/    the transformer: forward, loss, backward, checkpoints
  *      optim/    Muon, AdamW, schedules, QK-Clip           probe/   singular-value spectra
- *      data/     token shards, the synthetic language       core/    tensors, ops, configuration
+ *      data/     token shards, the synthetic language       ops/     tensors, ops, backends      base/    configuration
  *
  * Exit codes: 0 done; 1 a defect (CHECK); 2 bad input or environment; 3 diverged; 130 interrupted, checkpoint written.
  */
@@ -15,8 +15,8 @@
 #include <stdio.h>
 #include <stdlib.h>
 
-#include "core/clock.h"
-#include "core/threads.h"
+#include "base/clock.h"
+#include "base/threads.h"
 #include "run/commands.h"
 #include "run/report.h"
 #include "run/trainer.h"

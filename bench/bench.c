@@ -11,8 +11,8 @@
 #include <unistd.h>
 
 #include "bench/rows.h"
-#include "core/clock.h"
-#include "core/threads.h"
+#include "base/clock.h"
+#include "base/threads.h"
 
 /* IN_QUICK: has cases in the quick set. */
 typedef enum { IN_QUICK, IN_ALL, IF_NAMED } Membership;

@@ -4,9 +4,10 @@
 #include <math.h>
 #include <stdlib.h>
 
-#include "core/clock.h"
-#include "core/ops.h"
-#include "core/rng.h"
+#include "base/clock.h"
+#include "ops/ops.h"
+#include "base/rng.h"
+#include "device/device.h"
 
 /* ---- samples ---------------------------------------------------------------------------------------------------- */
 
@@ -44,7 +45,7 @@ double samples_best(const Samples *s) {
 
 Status bench_open_backend(Backend *be, const char *precision) {
     char note[256];
-    return backend_open(be, (BackendRequest){.device = "cpu", .precision = precision}, note, sizeof note);
+    return device_open(be, (BackendRequest){.device = "cpu", .precision = precision}, note, sizeof note);
 }
 
 Status bench_fill_random(Backend *be, Tensor tensor, float scale) {

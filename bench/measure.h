@@ -8,8 +8,8 @@
  */
 #pragma once
 
-#include "core/backend.h"
-#include "core/clock.h"
+#include "ops/backend.h"
+#include "base/clock.h"
 
 enum { REPETITIONS_MAX = 64 };
 

@@ -8,6 +8,7 @@
 
 #include "bench/rows.h"
 #include "run/roofline.h"
+#include "device/device.h"
 
 typedef struct {
     const char *name, *config, *options;
@@ -103,7 +104,7 @@ done:
 static Status print_device(void) {
     Backend be;
     char note[256];
-    Status status = backend_open(&be, (BackendRequest){.device = "cuda", .precision = "auto"}, note, sizeof note);
+    Status status = device_open(&be, (BackendRequest){.device = "cuda", .precision = "auto"}, note, sizeof note);
     if (status.code) return status;
     printf("%s\n", be.description);
     backend_close(&be);

@@ -2,8 +2,8 @@
 #include <math.h>
 
 #include "bench/rows.h"
-#include "core/clock.h"
-#include "core/ops.h"
+#include "base/clock.h"
+#include "ops/ops.h"
 
 const char *const precisions[PRECISIONS] = {"fp32", "bf16"};
 

@@ -2,8 +2,8 @@
 #include <math.h>
 
 #include "bench/rows.h"
-#include "core/clock.h"
-#include "core/ops.h"
+#include "base/clock.h"
+#include "ops/ops.h"
 
 /* ---- a step of 64k tokens --------------------------------------------------------------------------------------- */
 

@@ -8,8 +8,8 @@
 #include <unistd.h>
 
 #include "bench/rows.h"
-#include "core/clock.h"
-#include "core/ops.h"
+#include "base/clock.h"
+#include "ops/ops.h"
 #include "run/report.h"
 
 /* ---- MaxLogit --------------------------------------------------------------------------------------------------- */

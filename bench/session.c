@@ -4,7 +4,7 @@
 #include <math.h>
 #include <stdlib.h>
 
-#include "core/clock.h"
+#include "base/clock.h"
 
 enum { OPTIONS_MAX = 32 };
 

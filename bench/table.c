@@ -6,8 +6,8 @@
 #include <string.h>
 #include <time.h>
 
-#include "core/file.h"
-#include "core/metrics.h"
+#include "base/file.h"
+#include "base/metrics.h"
 
 /* A ratio may fall by this much, and a cost may grow by it and by a point, before it counts as a regression: above the
  * differences between runs on a quiet machine, below those that matter. */

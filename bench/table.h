@@ -5,7 +5,7 @@
 #include <stdint.h>
 #include <stdio.h>
 
-#include "core/status.h"
+#include "base/status.h"
 
 enum { INFO_MAX = 8, RESULTS_MAX = 160 };
 

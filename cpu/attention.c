@@ -36,7 +36,7 @@
 #include <float.h>
 #include <omp.h>
 
-#include "core/status.h"
+#include "base/status.h"
 #include "cpu/simd.h"
 #include "cpu/tile_gemm.h"
 

@@ -1,4 +1,4 @@
-/* Backend "cpu": ref's table with faster ops put over it, and memory on huge pages. */
+/* Backend "cpu": faster ops, put over ref's in the table that it is given, and memory on huge pages. */
 #include <omp.h>
 #include <stdio.h>
 #include <stdlib.h>
@@ -121,7 +121,6 @@ Status cpu_backend_open(Backend *be, BackendRequest request) {
     snprintf(be->description, sizeof be->description, "%s, %d thread%s", library, be->threads,
              be->threads == 1 ? "" : "s");
 
-    ref_fill_ops(&be->ops);
     cpu_fill_gemm_ops(&be->ops);
     cpu_fill_norm_ops(&be->ops);
     cpu_fill_elementwise_ops(&be->ops);

@@ -16,7 +16,7 @@
  */
 #pragma once
 
-#include "core/backend.h"
+#include "ops/backend.h"
 
 /* Each puts its ops into the table. */
 void cpu_fill_gemm_ops(BackendOps *ops);

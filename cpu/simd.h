@@ -17,7 +17,7 @@
 
 #include <math.h>
 
-#include "core/tensor.h"
+#include "ops/tensor.h"
 
 #define INLINE static inline __attribute__((always_inline))
 

@@ -1,7 +1,7 @@
 /* Finding chunks; see sweep.h. */
 #include "cpu/sweep.h"
 
-#include "core/status.h"
+#include "base/status.h"
 
 Sweep sweep_over(int count, const Tensor *tensors) {
     CHECK(count >= 1 && count <= SWEEP_TENSORS, "%d tensors", count);

@@ -12,7 +12,7 @@
  */
 #pragma once
 
-#include "core/tensor.h"
+#include "ops/tensor.h"
 
 enum { SWEEP_TENSORS = 5, SWEEP_CHUNK = 8192 };
 

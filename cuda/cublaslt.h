@@ -9,7 +9,7 @@
 #include <cublasLt.h>
 
 extern "C" {
-#include "core/status.h"
+#include "base/status.h"
 }
 
 #define CUBLASLT_ENTRY_POINTS(X)                                                                                       \

@@ -19,7 +19,7 @@
 #include <cstdint>
 
 extern "C" {
-#include "core/backend.h"
+#include "ops/backend.h"
 }
 
 struct CudaGemm;    /* cublasLt and its plans: gemm.cu */

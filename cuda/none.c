@@ -1,5 +1,5 @@
 /* Stands in for the CUDA backend in builds without nvcc. */
-#include "core/backend.h"
+#include "ops/backend.h"
 
 const bool cuda_is_built = false;
 

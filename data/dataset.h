@@ -9,8 +9,8 @@
  */
 #pragma once
 
-#include "core/config.h"
-#include "core/status.h"
+#include "base/config.h"
+#include "base/status.h"
 
 #define DATASET_CHECK_BYTES ((int64_t)1 << 30)
 

@@ -3,7 +3,7 @@
 
 #include <stdio.h>
 
-#include "core/status.h"
+#include "base/status.h"
 
 /* Prints format, size, number of tokens, largest token, distinct tokens, unigram entropy (nats and bits), the most
  * frequent tokens and the first ones. Tokens are shown as text if a tokenizer.bin lies in the same folder, as numbers

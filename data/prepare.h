@@ -12,7 +12,7 @@
 
 #include <stdio.h>
 
-#include "core/status.h"
+#include "base/status.h"
 
 typedef struct {
     double validation_fraction; /* in (0, 0.5) */

@@ -14,8 +14,8 @@
 
 #include <stdio.h>
 
-#include "core/file.h"
-#include "core/status.h"
+#include "base/file.h"
+#include "base/status.h"
 
 enum { SHARD_HEADER_BYTES = 1024 };
 

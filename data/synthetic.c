@@ -4,7 +4,7 @@
 #include <math.h>
 #include <stdlib.h>
 
-#include "core/rng.h"
+#include "base/rng.h"
 
 static int64_t ceil_sqrt(int64_t n) {
     int64_t root = (int64_t)sqrt((double)n);

@@ -18,7 +18,7 @@
 
 #include <stdint.h>
 
-#include "core/status.h"
+#include "base/status.h"
 
 typedef struct {
     int64_t vocab;      /* V */

@@ -14,7 +14,7 @@
 
 #include <stdbool.h>
 
-#include "core/status.h"
+#include "base/status.h"
 
 enum { TOKENIZER_BYTE_TOKENS = 256 };
 

@@ -13,8 +13,8 @@
 #include <math.h>
 #include <stdlib.h>
 
-#include "core/ops.h"
-#include "core/rng.h"
+#include "ops/ops.h"
+#include "base/rng.h"
 
 /* ---- parameters ------------------------------------------------------------------------------------------------- */
 

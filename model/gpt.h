@@ -22,8 +22,8 @@
  */
 #pragma once
 
-#include "core/config.h"
-#include "core/params.h"
+#include "base/config.h"
+#include "model/params.h"
 
 typedef enum {
     PARAM_WTE,   /* (V,C) */

@@ -21,7 +21,7 @@
 #include <stdlib.h>
 #include <string.h>
 
-#include "core/file.h"
+#include "base/file.h"
 
 /* ---- architectures ---------------------------------------------------------------------------------------------- */
 

@@ -13,7 +13,7 @@
 #include <sys/stat.h>
 #include <unistd.h>
 
-#include "core/tensor.h"
+#include "ops/tensor.h"
 
 enum { PREFIX = 8, ALIGNMENT = 8 };
 static const int64_t HEADER_LIMIT = 100 << 20;          /* the reference implementation's own */

@@ -13,7 +13,7 @@
 
 #include <stdio.h>
 
-#include "core/file.h"
+#include "base/file.h"
 
 enum { SAFETENSORS_MAX_DIMS = 8 };
 

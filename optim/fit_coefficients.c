@@ -6,7 +6,7 @@
 #include <stdlib.h>
 #include <string.h>
 
-#include "core/rng.h"
+#include "base/rng.h"
 #include "optim/orthogonalize.h"
 
 /* ---- samples ---------------------------------------------------------------------------------------------------- */

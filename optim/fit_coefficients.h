@@ -13,7 +13,7 @@
 
 #include <stdint.h>
 
-#include "core/status.h"
+#include "base/status.h"
 
 enum { FIT_SHAPES_MAX = 8 };
 

@@ -14,7 +14,7 @@
 #include <math.h>
 #include <stdlib.h>
 
-#include "core/ops.h"
+#include "ops/ops.h"
 #include "optim/routing.h"
 #include "optim/schedule.h"
 

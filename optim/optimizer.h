@@ -20,8 +20,8 @@
  */
 #pragma once
 
-#include "core/config.h"
-#include "core/params.h"
+#include "base/config.h"
+#include "model/params.h"
 #include "optim/orthogonalize.h"
 
 typedef struct {

@@ -30,7 +30,7 @@
 #include <stdio.h>
 #include <stdlib.h>
 
-#include "core/ops.h"
+#include "ops/ops.h"
 
 /* ---- coefficients ----------------------------------------------------------------------------------------------- */
 

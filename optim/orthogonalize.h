@@ -15,8 +15,8 @@
  */
 #pragma once
 
-#include "core/arena.h"
-#include "core/config.h"
+#include "ops/arena.h"
+#include "base/config.h"
 
 typedef struct {
     const char *name, *source;

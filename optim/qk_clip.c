@@ -3,7 +3,7 @@
 
 #include <math.h>
 
-#include "core/ops.h"
+#include "ops/ops.h"
 
 /* Master and working copy of one head's rows in the block called `name`; a block that the model lacks is passed over.
  */

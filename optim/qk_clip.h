@@ -11,8 +11,8 @@
  */
 #pragma once
 
-#include "core/config.h"
-#include "core/params.h"
+#include "base/config.h"
+#include "model/params.h"
 
 typedef struct {
     int64_t layer, head;

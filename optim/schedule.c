@@ -3,7 +3,7 @@
 
 #include <math.h>
 
-#include "core/status.h"
+#include "base/status.h"
 
 /* 0 at `start`, 1 at `end` and beyond. */
 static double progress_between(double start, double end, int64_t step) {

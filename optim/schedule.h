@@ -1,7 +1,7 @@
 /* Schedules: factors of optimizer.lr and weight_decay, and the momentum, by step. */
 #pragma once
 
-#include "core/config.h"
+#include "base/config.h"
 
 /* Factor in [0,1] for `step` = 1..steps. Linear warm-up to 1 at step `warmup`; then
  *      constant  1

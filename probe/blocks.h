@@ -12,8 +12,8 @@
  */
 #pragma once
 
-#include "core/config.h"
-#include "core/params.h"
+#include "base/config.h"
+#include "model/params.h"
 #include "probe/triples.h"
 
 enum { BLOCK_SETS = 3 };

@@ -11,7 +11,7 @@
 #include <cjson/cJSON.h>
 #include <stdint.h>
 
-#include "core/status.h"
+#include "base/status.h"
 
 typedef struct {
     int64_t first, last; /* steps that clipped the head */
@@ -31,7 +31,7 @@ int64_t clip_ledger_bytes(const ClipLedger *ledger);
 /* Steps come in their order. */
 void clip_ledger_note(ClipLedger *ledger, int64_t step, int64_t layer, int64_t head, float gamma);
 /* What a line of metrics.jsonl says of clipping; a record that is not understood, or of another model, is passed over.
- * A MetricsReader (core/metrics.h). */
+ * A MetricsReader (base/metrics.h). */
 void clip_ledger_read_line(void *ledger, const cJSON *line);
 
 double clip_ledger_share(const ClipLedger *ledger); /* of heads that have ever been clipped */

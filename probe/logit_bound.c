@@ -12,7 +12,7 @@
 #include <omp.h>
 #include <stdlib.h>
 
-#include "core/ops.h"
+#include "ops/ops.h"
 #include "probe/matrix.h"
 
 /* ---- bounds ----------------------------------------------------------------------------------------------------- */

@@ -16,7 +16,7 @@
  */
 #pragma once
 
-#include "core/params.h"
+#include "model/params.h"
 
 /* One product within a logit. Where q and k are put together of several (a content part and a rotary one, which have
  * inputs and weights of their own), q·k is the sum of theirs. */

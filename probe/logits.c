@@ -4,8 +4,8 @@
 #include <math.h>
 #include <stdlib.h>
 
-#include "core/arena.h"
-#include "core/ops.h"
+#include "ops/arena.h"
+#include "ops/ops.h"
 
 enum { COORDINATES = 3 }; /* row, query, key */
 

@@ -4,7 +4,7 @@
  */
 #pragma once
 
-#include "core/backend.h"
+#include "ops/backend.h"
 
 typedef struct {
     float value;             /* NaN if some logit is; -infinity: none was seen */

@@ -6,7 +6,7 @@
 #include <lapacke.h>
 #include <math.h>
 
-#include "core/ops.h"
+#include "ops/ops.h"
 
 /* ---- copies ----------------------------------------------------------------------------------------------------- */
 

@@ -1,7 +1,7 @@
 /* Private to probe/: matrices in host memory, their Gram matrices, and a BLAS that several threads call at once. */
 #pragma once
 
-#include "core/params.h"
+#include "model/params.h"
 
 static inline int64_t smaller(int64_t a, int64_t b) {
     return a < b ? a : b;

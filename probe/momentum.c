@@ -4,7 +4,7 @@
 #include <math.h>
 #include <stdlib.h>
 
-#include "core/ops.h"
+#include "ops/ops.h"
 #include "probe/matrix.h"
 
 typedef enum { SET_MOMENTUM, SET_GRADIENT, SET_COUNT } Set;

@@ -17,7 +17,7 @@
  */
 #pragma once
 
-#include "core/arena.h"
+#include "ops/arena.h"
 #include "probe/blocks.h"
 
 typedef struct {

@@ -13,7 +13,7 @@
  */
 #pragma once
 
-#include "core/params.h"
+#include "model/params.h"
 
 typedef struct {
     double sigma_max, sigma_min, rms, entropy, entropy_sq, effective_rank, stable_rank;

@@ -11,7 +11,7 @@
  */
 #pragma once
 
-#include "core/backend.h"
+#include "ops/backend.h"
 
 static inline double ref_load(Tensor t, int64_t offset) {
     switch (t.dtype) {

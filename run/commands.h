@@ -3,7 +3,7 @@
 
 #include <stdio.h>
 
-#include "core/config.h"
+#include "base/config.h"
 
 typedef enum {
     COMMAND_TRAIN,

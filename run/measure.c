@@ -1,8 +1,8 @@
 /* Which measurements are due, and who takes them; see measure.h. */
 #include "run/measure.h"
 
-#include "core/clock.h"
-#include "core/metrics.h"
+#include "base/clock.h"
+#include "base/metrics.h"
 #include "run/measure_spectra.h"
 #include "run/trainer.h"
 

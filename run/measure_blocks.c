@@ -1,8 +1,8 @@
 /* Collisions, momentum and shadows of the watched blocks, and their fields of metrics.jsonl; see measure_blocks.h. */
 #include "run/measure_blocks.h"
 
-#include "core/metrics.h"
-#include "core/ops.h"
+#include "base/metrics.h"
+#include "ops/ops.h"
 #include "run/trainer.h"
 
 static const OptimizerKind shadow_kinds[SHADOWS] = {OPTIMIZER_ADAMW, OPTIMIZER_MUON};

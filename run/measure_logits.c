@@ -3,7 +3,7 @@
 
 #include <stdlib.h>
 
-#include "core/metrics.h"
+#include "base/metrics.h"
 #include "run/trainer.h"
 
 static LogitMeasurements *of(Trainer *t) {

@@ -3,7 +3,7 @@
 
 #include <math.h>
 
-#include "core/metrics.h"
+#include "base/metrics.h"
 #include "run/trainer.h"
 
 void measure_spectra_update(SpectrumProbe *probe, const UpdateEvent *e) {

@@ -5,7 +5,7 @@
 #include <stdlib.h>
 #include <unistd.h>
 
-#include "core/clock.h"
+#include "base/clock.h"
 
 /* ---- plan ------------------------------------------------------------------------------------------------------- */
 

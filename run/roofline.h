@@ -1,6 +1,6 @@
 /* The predicted training step of --dry-run device=cuda: a table of ops, tokens per second, MFU, and what they rest on.
  *
- * The step is the real one, taken on a backend that counts (core/cost.h): forward, loss and backward of every
+ * The step is the real one, taken on a backend that counts (ops/cost.h): forward, loss and backward of every
  * micro-batch, gradient norm, optimizer, QK-Clip with no head to clip. Evaluation, spectra, checkpoints and the loading
  * of tokens, which the host does beside it, are not in it.
  */

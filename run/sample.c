@@ -4,7 +4,7 @@
 #include <math.h>
 #include <stdlib.h>
 
-#include "core/rng.h"
+#include "base/rng.h"
 
 static int compare_descending(const void *a, const void *b) {
     float x = *(const float *)a, y = *(const float *)b;

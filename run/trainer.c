@@ -8,10 +8,11 @@
 #include <sys/stat.h>
 #include <unistd.h>
 
-#include "core/clock.h"
-#include "core/ops.h"
+#include "base/clock.h"
+#include "ops/ops.h"
 #include "model/checkpoint.h"
 #include "optim/schedule.h"
+#include "device/device.h"
 
 /* Bytes of this process that are in memory now; 0 where /proc does not say. */
 static int64_t resident_bytes(void) {
@@ -44,7 +45,7 @@ static Status plant_fault(Backend *be, const char *fault) {
 static Status open_backend(Trainer *t) {
     BackendRequest request = {
         .device = t->config.device, .precision = t->config.precision, .threads = (int)t->config.threads};
-    Status status = backend_open(&t->backend, request, t->device_note, sizeof t->device_note);
+    Status status = device_open(&t->backend, request, t->device_note, sizeof t->device_note);
     if (status.code) return status;
     t->backend.profile = t->config.profile;
     t->backend.scan_nan = t->config.debug.scan_nan;
@@ -83,7 +84,7 @@ Status trainer_plan(Trainer *t, const Config *config) {
 Status trainer_plan_for_gpu(Trainer *t, const Config *config, const Gpu *gpu) {
     Status status;
     *t = (Trainer){.config = *config};
-    if (FAILED(status, cost_backend_open(&t->backend, gpu, config->precision))) return status;
+    if (FAILED(status, cost_backend_open(&t->backend, gpu, config->precision, cuda_scratch_bytes))) return status;
     if (FAILED(status, gpt_plan(&t->gpt, &t->config.model, config->train.micro_batch, &t->backend))) return status;
     if (FAILED(status, open_data(&t->val_data, &t->config, t->config.data.val, true))) return status;
     if (FAILED(status, plan_training(t))) return status;

@@ -6,9 +6,9 @@
  */
 #pragma once
 
-#include "core/config.h"
-#include "core/cost.h"
-#include "core/metrics.h"
+#include "base/config.h"
+#include "ops/cost.h"
+#include "base/metrics.h"
 #include "data/dataset.h"
 #include "model/gpt.h"
 #include "optim/optimizer.h"
@@ -56,7 +56,7 @@ typedef struct {
 
 /* Backend, data, model and optimizer planned, nothing allocated: what --dry-run shows. */
 Status trainer_plan(Trainer *t, const Config *config);
-/* The same on a GPU that need not be here: what it allocates is never touched, and its ops only count (core/cost.h). */
+/* The same on a GPU that need not be here: what it allocates is never touched, and its ops only count (ops/cost.h). */
 Status trainer_plan_for_gpu(Trainer *t, const Config *config, const Gpu *gpu);
 /* Allocates and initialises everything, from the seed. After trainer_plan. */
 Status trainer_allocate(Trainer *t);

@@ -28,7 +28,7 @@
 #include <vector>
 
 extern "C" {
-#include "core/tensor.h"
+#include "ops/tensor.h"
 }
 #include "tests/cuda_on_cpu/cublaslt.h"
 #include "tests/cuda_on_cpu/internal.h"

@@ -71,12 +71,13 @@ $(ON_CPU)/$(1)/%.o: %.cc $(ON_CPU)/flags
 	$$(QUIET)$$(CXX) $$(ON_CPU_CXXFLAGS) $$(KERNEL_CXXFLAGS) $(if $(filter asan,$(1)),$(SANITIZE_asan)) $$(ON_CPU_INCLUDES) \
 	    -MMD -MP -c -o $$@ $$<
 
-$(ON_CPU)/$(1)/test_ops_backends $(ON_CPU)/$(1)/test_optimizer: $(ON_CPU)/$(1)/%: $(BUILD)/tests/%.o $(BUILD)/tests/support.o \
-                                                                $$(HOST_OBJECTS) $$(DEVICE_$(1))
+$(ON_CPU)/$(1)/test_ops_backends: $(BUILD)/tests/device/test_ops_backends.o
+$(ON_CPU)/$(1)/test_optimizer: $(BUILD)/tests/optim/test_optimizer.o
+$(ON_CPU)/$(1)/test_ops_backends $(ON_CPU)/$(1)/test_optimizer: $$(DEVICE_$(1)) $(BUILD)/lib/support.a $(HOST_LIBRARIES)
 	@echo 'link    $$@'
 	$$(LINK_$(1))
 
-$(ON_CPU)/$(1)/test_%: $(ON_CPU)/$(HARNESS)/test_%.o $(BUILD)/tests/support.o $$(HOST_OBJECTS) $$(DEVICE_$(1))
+$(ON_CPU)/$(1)/test_%: $(ON_CPU)/$(HARNESS)/test_%.o $$(DEVICE_$(1)) $(BUILD)/lib/support.a $(HOST_LIBRARIES)
 	@echo 'link    $$@'
 	$$(LINK_$(1))
 
@@ -90,7 +91,7 @@ $(ON_CPU)/$(1)/cuda_faults $(ON_CPU)/$(1)/test_cuda_ptx: $$(EMULATOR) \
 endef
 $(foreach m,$(MODES),$(eval $(call MODE_RULES,$(m))))
 
-$(ON_CPU)/train_gpt_cuda_on_cpu: $(BUILD)/train_gpt.o $(HOST_OBJECTS) $(DEVICE_plain)
+$(ON_CPU)/train_gpt_cuda_on_cpu: $(BUILD)/train_gpt.o $(DEVICE_plain) $(HOST_LIBRARIES)
 	@echo 'link    $@'
 	$(LINK_plain)
 

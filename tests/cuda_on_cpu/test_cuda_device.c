@@ -4,6 +4,7 @@
 #include "tests/cuda_on_cpu/training.h"
 
 #include "tests/cuda_on_cpu/control.h"
+#include "device/device.h"
 
 enum { DRIVER_ERROR = 35, NO_DEVICE_ERROR = 100 };
 
@@ -71,9 +72,9 @@ static void without_a_device_auto_takes_the_cpu_and_says_why(void **state) {
         cuda_on_cpu.device_count_error = missing[i].error;
         cuda_on_cpu.driver_version = missing[i].driver;
         cuda_on_cpu.capability = missing[i].capability;
-        Status by_name = backend_open(&be, (BackendRequest){"cuda", "auto", 1}, note, sizeof note);
+        Status by_name = device_open(&be, (BackendRequest){"cuda", "auto", 1}, note, sizeof note);
         assert_fails(by_name, STATUS_DEVICE, missing[i].reason);
-        assert_ok(backend_open(&be, (BackendRequest){"auto", "auto", 1}, note, sizeof note));
+        assert_ok(device_open(&be, (BackendRequest){"auto", "auto", 1}, note, sizeof note));
         assert_string_equal(be.name, "cpu");
         assert_int_equal(strncmp(note, "cuda is not used: ", 18), 0);
         assert_non_null(strstr(note, missing[i].reason));

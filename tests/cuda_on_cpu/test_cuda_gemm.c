@@ -1,19 +1,19 @@
 /* How cuda/gemm.cu uses cublasLt: which epilogue for which op, plans made once, and the ways without an epilogue,
- * against `ref`. That every op computes the right thing over all shapes is tests/test_ops_backends.c's affair.
+ * against `ref`. That every op computes the right thing over all shapes is tests/device/test_ops_backends.c's affair.
  */
-#include "tests/support.h"
+#include "tests/tensors.h"
 
 #include <stdlib.h>
 
 #include <cublasLt.h>
 
-#include "core/ops.h"
+#include "ops/ops.h"
 #include "tests/cuda_on_cpu/control.h"
 #include "tests/cuda_on_cpu/cublaslt.h"
 
 static const OpLimits limits = {.width = 128, .vocab = 128, .batch = 1, .context = 1, .heads = 1, .head_size = 8};
 
-/* As in tests/test_ops_backends.c, and what rounding a bias and the input of gelu adds. */
+/* As in tests/device/test_ops_backends.c, and what rounding a bias and the input of gelu adds. */
 static const Tolerance tolerance = {.absolute = 1.13 / 512 + 1e-4, .relative = 1.0 / 128};
 
 typedef struct {

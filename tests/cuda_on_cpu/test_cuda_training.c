@@ -2,6 +2,7 @@
  * test-gpu`.
  */
 #include "tests/cuda_on_cpu/training.h"
+#include "device/device.h"
 
 #include <cjson/cJSON.h>
 
@@ -311,7 +312,7 @@ static void auto_takes_the_device_and_bf16(void **state) {
     (void)state;
     Backend be;
     char note[256];
-    assert_ok(backend_open(&be, (BackendRequest){"auto", "auto", 1}, note, sizeof note));
+    assert_ok(device_open(&be, (BackendRequest){"auto", "auto", 1}, note, sizeof note));
     assert_string_equal(be.name, "cuda");
     assert_string_equal(note, "");
     assert_int_equal(be.compute_dtype, DTYPE_BF16);

@@ -3,7 +3,7 @@
  */
 #pragma once
 
-#include "tests/support.h"
+#include "tests/tensors.h"
 
 #include <stdlib.h>
 

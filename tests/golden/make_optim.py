@@ -292,7 +292,7 @@ def per_head(start, gradients):
 
 def main():
     print("/* Weights after three optimizer steps, by PyTorch. Written by tests/golden/make_optim.py; do not edit. */")
-    print("/* clang-format off */\n#pragma once\n\n#include <stdbool.h>\n\n#include \"core/config.h\"\n#include \"core/params.h\"\n")
+    print("/* clang-format off */\n#pragma once\n\n#include <stdbool.h>\n\n#include \"base/config.h\"\n#include \"model/params.h\"\n")
     print(f"enum {{ GOLDEN_STEPS = {STEPS} }};")
     print(f"static const double golden_lr = {LR}, golden_weight_decay = {DECAY};\n")
     print("/* What is not named has the default of the member: muon, sum, no nesterov, scale rms, mu .95 (schedules from .85), usual betas. */")

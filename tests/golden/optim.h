@@ -4,8 +4,8 @@
 
 #include <stdbool.h>
 
-#include "core/config.h"
-#include "core/params.h"
+#include "base/config.h"
+#include "model/params.h"
 
 enum { GOLDEN_STEPS = 3 };
 static const double golden_lr = 0.02, golden_weight_decay = 0.1;

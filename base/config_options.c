@@ -1,0 +1,354 @@
+/* The rows of the option table; see config_options.h.
+ *
+ * A row names the member of Config once: the JSON key, the offset and the size follow from it. The order of choices is
+ * the order of the enum in config.h.
+ */
+#include "base/config_options.h"
+
+#include <stdio.h>
+#include <string.h>
+
+#define PLACE(member)        .path = #member, .offset = offsetof(Config, member), .size = sizeof(((Config *)0)->member)
+#define WHOLE(member)        .type = OPTION_WHOLE, PLACE(member)
+#define REAL(member)         .type = OPTION_REAL, PLACE(member)
+#define FLAG(member)         .type = OPTION_FLAG, PLACE(member)
+#define STRING(member)       .type = OPTION_STRING, PLACE(member)
+#define CHOICE(member)       .type = OPTION_CHOICE, PLACE(member)
+#define LIST(member)         .type = OPTION_LIST, PLACE(member), .count_offset = offsetof(Config, member##_count)
+#define COEFFICIENTS(member) .type = OPTION_COEFFICIENTS, PLACE(member)
+#define COUNT(member)        .count_offset = offsetof(Config, member)
+
+typedef const char *const Choices[];
+
+static Choices devices = {"auto", "ref", "cpu", "cuda", NULL};
+static Choices precisions = {"auto", "fp32", "bf16", NULL};
+static Choices presets = {"gpt2", "llama", NULL};
+static Choices attentions = {"mha", "mla", NULL};
+static Choices norms = {"layernorm", "rmsnorm", NULL};
+static Choices positions = {"learned", "rope", NULL};
+static Choices mlps = {"gelu", "swiglu", NULL};
+static Choices on_nonfinites = {"skip", "stop", NULL};
+static Choices optimizers = {"muon", "adamw", "normuon", "adamuon", "sgd", "lion", NULL};
+static Choices schedules = {"constant", "linear", "cosine", "wsd", NULL};
+static Choices momentum_forms = {"sum", "ema", NULL};
+static Choices orthogonalizers = {"newton-schulz", "svd", "schatten", NULL};
+static Choices coefficient_sets = {"muon",          "su",   "taylor",      "cubic", "you-5", "su-5",
+                                   "polar-express", "cans", "deepseek-v4", NULL};
+static Choices newton_schulz_forms = {"auto", "plain", "symmetric", "gram", NULL};
+static Choices update_scales = {"rms", "original", "spectral", "none", NULL};
+static Choices head_blocks = {"q", "q_rope", "k", "v", "o", NULL};
+static Choices hidden_blocks = {"q",       "q_rope", "k",    "v",  "o",    "q_down",
+                                "kv_down", "k_rope", "gate", "up", "down", NULL};
+static Choices planned_gpus = {"A100", "H100", "H200", "4090", "B200", NULL};
+
+const Section config_sections[] = {
+    {"", "The run as a whole."},
+    {"model", "The network. model.preset gives the defaults of the keys that are not set."},
+    {"data", "What it learns from."},
+    {"train", "The step loop."},
+    {"optimizer", "Hidden matrices go to optimizer.matrices; embeddings, head, norms and biases to AdamW."},
+    {"optimizer.schedule", "The learning rate over the steps, as a factor of lr."},
+    {"optimizer.decay_schedule", "The weight decay over the steps, as a factor of weight_decay."},
+    {"optimizer.muon", "Muon: momentum, orthogonalized. Its momentum is that of normuon, adamuon and sgd, too; its "
+                       "orthogonalization, per_head and rms that of normuon and adamuon."},
+    {"optimizer.adamw", "AdamW, decoupled decay."},
+    {"optimizer.normuon", "NorMuon: Muon with a second moment of each row of the update, scaled to muon.rms."},
+    {"optimizer.adamuon", "AdaMuon: the sign of the momentum orthogonalized, with a second moment of each element, "
+                          "scaled to muon.rms."},
+    {"optimizer.lion", "Lion: the sign of a momentum. It wants a learning rate 3 to 10 times below AdamW's."},
+    {"qk_clip", "QK-Clip scales W_q and W_k of heads whose largest attention logit exceeds a threshold."},
+    {"probe", "Read-only measurements in metrics.jsonl."},
+    {"checkpoint", "What a run can resume from."},
+    {"debug", "For hunting NaNs, and for testing what they do."},
+    {"dry_run", "What --dry-run device=cuda predicts; no GPU is needed."},
+};
+const int config_section_count = sizeof config_sections / sizeof *config_sections;
+
+const Option config_options[] = {
+    {STRING(name), .initial = "default", .help = "The run's folder is runs_dir/name."},
+    {WHOLE(seed), .initial = "1337", .maximum = 0x1p53, .help = "Seed of initialisation and data order."},
+    {STRING(device), .initial = "auto", .choices = devices, .help = "Backend; auto takes the fastest that works here."},
+    {STRING(precision), .initial = "auto", .choices = precisions,
+     .help = "Storage of activations and of the weights that forward reads; auto takes what suits the device."},
+    {WHOLE(threads), .initial = "0", .maximum = 1024, .help = "CPU threads; 0: all."},
+    {FLAG(profile), .initial = "false", .help = "Print the time of each op at the end."},
+    {STRING(runs_dir), .initial = "runs", .help = "Folder of all runs."},
+
+    {CHOICE(model.preset), .initial = "llama", .choices = presets, .help = "Family whose parts are the defaults."},
+    {WHOLE(model.layers), .initial = "6", .minimum = 1, .maximum = 1024, .help = "Transformer blocks."},
+    {WHOLE(model.heads), .initial = "6", .minimum = 1, .maximum = 1024, .help = "Query heads; they divide width."},
+    {WHOLE(model.kv_heads), .presets = {"heads", "heads"}, .computed = true, .minimum = 1, .maximum = 1024,
+     .help = "Key and value heads; they divide heads. Fewer than heads: grouped-query attention."},
+    {WHOLE(model.width), .initial = "384", .minimum = 1, .maximum = 65536, .help = "Channels of the residual stream."},
+    {WHOLE(model.context), .initial = "256", .minimum = 1, .maximum = 1 << 20, .unit = "tokens",
+     .help = "Tokens that attention sees."},
+    {WHOLE(model.vocab), .initial = "256", .minimum = 2, .maximum = 1 << 20, .unit = "tokens",
+     .help = "Distinct tokens."},
+    {CHOICE(model.attention), .initial = "mha", .choices = attentions,
+     .help = "mha: multi-head, grouped-query if kv_heads < heads; mla: multi-head latent (DeepSeek-V2)."},
+    {WHOLE(model.q_rank), .presets = {"mla: width / 2", "mla: width / 2"}, .computed = true, .maximum = 65536,
+     .help = "mla: rank of the queries' latent vector; 0: queries come from the residual stream."},
+    {WHOLE(model.kv_rank),
+     .presets = {"mla: 4 * head_nope, width / 2 at most", "mla: 4 * head_nope, width / 2 at most"}, .computed = true,
+     .maximum = 65536, .help = "mla: rank of the latent vector that keys and values come from; 0: the default."},
+    {WHOLE(model.head_nope), .presets = {"mla: width / heads", "mla: width / heads"}, .computed = true, .maximum = 4096,
+     .help = "mla: channels of a head's queries and keys without position; 0: the default."},
+    {WHOLE(model.head_rope),
+     .presets = {"mla: head_nope / 2, rounded up to even", "mla: head_nope / 2, rounded up to even"}, .computed = true,
+     .maximum = 4096,
+     .help = "mla: channels beside them that rope turns; their key is one for all heads; 0: the default."},
+    {WHOLE(model.head_value), .presets = {"mla: head_nope", "mla: head_nope"}, .computed = true, .maximum = 4096,
+     .help = "mla: channels of a head's values; 0: the default."},
+    {CHOICE(model.norm), .presets = {"layernorm", "rmsnorm"}, .choices = norms, .help = "Normalisation."},
+    {CHOICE(model.position), .presets = {"learned", "rope"}, .choices = positions, .help = "Where positions enter."},
+    {CHOICE(model.mlp), .presets = {"gelu", "swiglu"}, .choices = mlps, .help = "Feed-forward part."},
+    {WHOLE(model.mlp_width), .presets = {"4 * width", "8/3 * width, rounded up to a multiple of 64"}, .computed = true,
+     .minimum = 1, .maximum = 1 << 20, .help = "Hidden channels of the feed-forward part."},
+    {FLAG(model.bias), .presets = {"true", "false"}, .help = "Biases in linear layers and norms."},
+    {FLAG(model.tie_embeddings), .presets = {"true", "true"}, .help = "The head is the token embedding."},
+    {FLAG(model.qk_norm), .initial = "false", .help = "Normalise queries and keys of each head."},
+    {REAL(model.attention_softcap), .initial = "0", .maximum = 1e6,
+     .help = "Attention logits become cap * tanh(logit / cap); 0: off."},
+    {REAL(model.rope_theta), .initial = "10000", .minimum = 1, .maximum = 1e9, .help = "Base of rotary positions."},
+    {REAL(model.norm_eps), .initial = "1e-5", .minimum = 1e-12, .maximum = 1, .help = "Epsilon of the norms."},
+    {REAL(model.init_std), .initial = "0.02", .maximum = 10, .help = "Standard deviation of initial weights."},
+
+    {STRING(data.train), .initial = "synthetic", .help = "Glob of token shards, or the built-in language: synthetic."},
+    {STRING(data.val), .initial = "synthetic", .help = "The same, for validation."},
+    {WHOLE(data.synthetic_states), .initial = "64", .minimum = 1, .maximum = 65536,
+     .help = "Contexts of the built-in language's grammar."},
+    {REAL(data.synthetic_zipf), .initial = "1.2", .maximum = 10, .help = "Exponent of its word frequencies."},
+
+    {WHOLE(train.steps), .initial = "1000", .minimum = 1, .maximum = 1e9, .unit = "steps", .help = "Optimizer steps."},
+    {WHOLE(train.batch), .initial = "16", .minimum = 1, .maximum = 1 << 20, .unit = "sequences",
+     .help = "Windows per step."},
+    {WHOLE(train.micro_batch), .initial = "0", .maximum = 1 << 20, .unit = "sequences",
+     .help = "Windows per forward and backward pass; divides batch. 0: batch."},
+    {REAL(train.grad_clip), .initial = "1.0", .maximum = 1e9, .help = "Largest norm of the gradient; 0: off."},
+    {WHOLE(train.eval_every), .initial = "100", .maximum = 1e9, .unit = "steps",
+     .help = "Between validations; 0: only at the end."},
+    {WHOLE(train.eval_batches), .initial = "8", .maximum = 1e9, .unit = "micro-batches",
+     .help = "Per validation; 0: the whole validation set."},
+    {CHOICE(train.on_nonfinite), .initial = "skip", .choices = on_nonfinites,
+     .help = "A step whose loss or gradient is not finite is skipped, or the run stops."},
+    {STRING(train.init_from), .initial = "seed",
+     .help =
+         "Run or checkpoint whose weights a new run starts with, whatever its optimizer and data; seed: random ones."},
+
+    {CHOICE(optimizer.matrices), .initial = "muon", .choices = optimizers, .help = "Optimizer of hidden matrices."},
+    {REAL(optimizer.lr), .initial = "0.002", .maximum = 100, .help = "Peak learning rate."},
+    {REAL(optimizer.weight_decay), .initial = "0.1", .maximum = 100,
+     .help = "Decoupled decay of matrices and embeddings: W loses lr * weight_decay of itself per step."},
+    {FLAG(optimizer.cautious_decay), .initial = "false",
+     .help = "Decay only weights that the update moves towards 0: of one sign with it."},
+    {WHOLE(optimizer.mup_base_width), .initial = "0", .maximum = 65536, .unit = "channels",
+     .help = "muP: scale rates and initial weights so that what was tuned at this width holds at model.width; 0: off."},
+    {.type = OPTION_OVERRIDES,
+     PLACE(optimizer.overrides),
+     COUNT(optimizer.override_count),
+     .initial = "{}",
+     .choices = optimizers,
+     .help = "Optimizer by shell pattern on block names, such as {\"layers.0.*\": \"adamw\"}; the last match wins."},
+
+    {CHOICE(optimizer.schedule.kind), .initial = "wsd", .choices = schedules,
+     .help = "Shape after the warmup; wsd: constant, then a linear cooldown."},
+    {WHOLE(optimizer.schedule.warmup), .initial = "50", .maximum = 1e9, .unit = "steps",
+     .help = "Linear rise from 0; not set, it is at most train.steps."},
+    {REAL(optimizer.schedule.cooldown), .initial = "0.2", .maximum = 1, .unit = "fraction of steps",
+     .help = "wsd: the part at the end that decays."},
+    {REAL(optimizer.schedule.final), .initial = "0.0", .maximum = 1, .unit = "fraction of lr",
+     .help = "Learning rate at the end."},
+
+    {CHOICE(optimizer.decay_schedule.kind), .initial = "constant", .choices = schedules,
+     .help = "Shape after the warmup; wsd: constant, then a linear cooldown."},
+    {WHOLE(optimizer.decay_schedule.warmup), .initial = "0", .maximum = 1e9, .unit = "steps",
+     .help = "Linear rise from 0."},
+    {REAL(optimizer.decay_schedule.cooldown), .initial = "0.2", .maximum = 1, .unit = "fraction of steps",
+     .help = "wsd: the part at the end over which it falls."},
+    {REAL(optimizer.decay_schedule.final), .initial = "0.0", .maximum = 1, .unit = "fraction of weight_decay",
+     .help = "Weight decay at the end; not of constant."},
+
+    {REAL(optimizer.muon.momentum), .initial = "0.95", .maximum = 0.999999, .help = "mu, the decay of the momentum M."},
+    {REAL(optimizer.muon.momentum_start), .initial = "0.85", .maximum = 0.999999,
+     .help = "Where mu begins under momentum_warmup, and ends under momentum_cooldown."},
+    {WHOLE(optimizer.muon.momentum_warmup), .initial = "0", .maximum = 1e9, .unit = "steps",
+     .help = "Over which mu rises linearly from momentum_start; 0: none."},
+    {WHOLE(optimizer.muon.momentum_cooldown), .initial = "0", .maximum = 1e9, .unit = "steps",
+     .help = "At the end, over which mu goes back to momentum_start; 0: none."},
+    {CHOICE(optimizer.muon.momentum_form), .initial = "sum", .choices = momentum_forms,
+     .help = "sum: M = mu M + G; ema: M = mu M + (1 - mu) G."},
+    {FLAG(optimizer.muon.nesterov), .initial = "true", .help = "The update looks one gradient ahead."},
+    {CHOICE(optimizer.muon.orthogonalize), .initial = "newton-schulz", .choices = orthogonalizers,
+     .help = "How msign(U) is computed; svd is exact and slow; schatten is steepest descent in another norm, by SVD."},
+    {CHOICE(optimizer.muon.form), .initial = "auto", .choices = newton_schulz_forms,
+     .help = "Newton-Schulz by full products, by half of symmetric ones, or on Gram matrices, which takes fp32; auto: "
+             "the fastest for each shape. The results are the same up to rounding."},
+    {REAL(optimizer.muon.schatten_p), .initial = "4", .minimum = 2, .maximum = 1e6,
+     .help = "schatten: the p of the norm. 2 is the gradient, normalised; the larger, the nearer to msign(U)."},
+    {COEFFICIENTS(optimizer.muon.coefficients), .initial = "muon", .choices = coefficient_sets, .minimum = -1e6,
+     .maximum = 1e6, .help = "Newton-Schulz polynomial: a named set, or [[a, b, c], ...], one triple per iteration."},
+    {WHOLE(optimizer.muon.iterations), .initial = "5", .minimum = 1, .maximum = 100,
+     .help = "Of a set with one triple; the others have their own number."},
+    {CHOICE(optimizer.muon.scale), .initial = "rms", .choices = update_scales,
+     .help = "Of muon's (n, m) update. rms: rms * sqrt(max(n, m)); original: sqrt(max(1, n/m)); spectral: sqrt(n/m)."},
+    {REAL(optimizer.muon.rms), .initial = "0.2", .maximum = 100,
+     .help = "Root mean square of an update's elements, in units of lr: under scale rms, and of normuon and adamuon."},
+    {LIST(optimizer.muon.per_head), .initial = "[]", .choices = head_blocks,
+     .help = "Blocks that are orthogonalized head by head. Under mla, q, q_rope, k and v are the Muon Split of GLM-5."},
+
+    {REAL(optimizer.adamw.lr), .initial = "0", .maximum = 100, .help = "Peak learning rate; 0: optimizer.lr."},
+    {REAL(optimizer.adamw.beta1), .initial = "0.9", .maximum = 0.999999, .help = "Decay of the first moment."},
+    {REAL(optimizer.adamw.beta2), .initial = "0.95", .maximum = 0.999999, .help = "Decay of the second moment."},
+    {REAL(optimizer.adamw.eps), .initial = "1e-8", .minimum = 1e-30, .maximum = 1, .help = "Added to the root."},
+
+    {REAL(optimizer.normuon.beta2), .initial = "0.95", .maximum = 0.999999, .help = "Decay of the second moment."},
+    {REAL(optimizer.normuon.eps), .initial = "1e-10", .minimum = 1e-30, .maximum = 1, .help = "Added to the root."},
+
+    {REAL(optimizer.adamuon.beta2), .initial = "0.95", .maximum = 0.999999, .help = "Decay of the second moment."},
+    {REAL(optimizer.adamuon.eps), .initial = "1e-8", .minimum = 1e-30, .maximum = 1, .help = "Added to the root."},
+
+    {REAL(optimizer.lion.beta1), .initial = "0.9", .maximum = 0.999999,
+     .help = "Weight of the old momentum in the update, the sign of beta1 M + (1 - beta1) G."},
+    {REAL(optimizer.lion.beta2), .initial = "0.99", .maximum = 0.999999, .help = "Decay of the momentum M."},
+
+    {FLAG(qk_clip.enabled), .initial = "true", .help = "Clip after each step; not set, it is off under model.qk_norm."},
+    {REAL(qk_clip.threshold), .initial = "100.0", .minimum = 1e-3, .maximum = 1e9, .help = "tau, the largest logit."},
+    {REAL(qk_clip.alpha), .initial = "0.5", .maximum = 1, .help = "W_q *= gamma^alpha, W_k *= gamma^(1 - alpha)."},
+
+    {WHOLE(probe.spectrum_every), .initial = "100", .maximum = 1e9, .unit = "steps",
+     .help = "Between measurements of singular values; 0: off."},
+    {FLAG(probe.orthogonality), .initial = "true",
+     .help = "At these steps: how far from orthogonal the orthogonalized updates are."},
+    {FLAG(probe.rms), .initial = "true",
+     .help = "At these steps: size of weights and updates, and how large the decay lets weights grow."},
+    {WHOLE(probe.logits_every), .initial = "100", .maximum = 1e9, .unit = "steps",
+     .help = "Between censuses of attention logits: where the largest are, how many exceed tau; 0: off."},
+    {WHOLE(probe.clips_every), .initial = "100", .maximum = 1e9, .unit = "steps",
+     .help = "Between reports of what QK-Clip has done to each head so far; 0: off."},
+    {WHOLE(probe.bound_every), .initial = "100", .maximum = 1e9, .unit = "steps",
+     .help = "Between bounds of attention logits from norms of inputs and weights; 0: off, as with model.qk_norm."},
+    {LIST(probe.blocks), .initial = "[\"q\",\"k\"]", .choices = hidden_blocks,
+     .help = "Blocks that collision, momentum and shadow watch; those that the model lacks are passed over."},
+    {WHOLE(probe.collision_every), .initial = "200", .maximum = 1e9, .unit = "steps",
+     .help = "Between measurements of how updates meet the largest singular triples of the weights; 0: off."},
+    {WHOLE(probe.collision_top), .initial = "8", .minimum = 1, .maximum = 64, .unit = "triples",
+     .help = "k: how many of the largest singular triples count."},
+    {WHOLE(probe.momentum_every), .initial = "200", .maximum = 1e9, .unit = "steps",
+     .help = "Between comparisons of momentum and gradient, and of the gradients of micro-batches; 0: off."},
+    {WHOLE(probe.shadow_every), .initial = "200", .maximum = 1e9, .unit = "steps",
+     .help = "Between measurements of what AdamW and Muon would each do with the run's gradients; 0: off."},
+
+    {WHOLE(checkpoint.every), .initial = "500", .maximum = 1e9, .unit = "steps",
+     .help = "Between checkpoints; 0: only at the end."},
+    {WHOLE(checkpoint.keep), .initial = "3", .maximum = 1e9, .help = "Newest checkpoints that stay; 0: all."},
+
+    {FLAG(debug.scan_nan), .initial = "false", .help = "Stop at the first op that makes a NaN, and name it; slow."},
+    {STRING(debug.fault), .initial = "off", .help = "linear:37 turns an output of that op into NaN after 37 calls."},
+
+    {CHOICE(dry_run.gpu), .initial = "H100", .choices = planned_gpus,
+     .help = "The GPU whose training step is predicted."},
+};
+const int config_option_count = sizeof config_options / sizeof *config_options;
+
+_Static_assert(sizeof config_options / sizeof *config_options <= OPTION_MAX, "OPTION_MAX is too small");
+_Static_assert(sizeof(Preset) == sizeof(int), "choices are written through int");
+
+const Option *option_find(const char *path) {
+    for (int i = 0; i < config_option_count; i++) {
+        if (strcmp(config_options[i].path, path) == 0) return &config_options[i];
+    }
+    return NULL;
+}
+
+const Section *section_find(const char *path) {
+    for (int i = 0; i < config_section_count; i++) {
+        if (strcmp(config_sections[i].path, path) == 0) return &config_sections[i];
+    }
+    return NULL;
+}
+
+const char *option_key(const char *path) {
+    const char *dot = strrchr(path, '.');
+    return dot ? dot + 1 : path;
+}
+
+int option_section_length(const char *path) {
+    const char *dot = strrchr(path, '.');
+    return dot ? (int)(dot - path) : 0;
+}
+
+char *option_join_choices(const Option *option, char *buffer) {
+    int used = 0;
+    buffer[0] = '\0';
+    for (const char *const *choice = option->choices; *choice; choice++) {
+        used += snprintf(buffer + used, (size_t)(LINE_SIZE - used), "%s%s", used ? ", " : "", *choice);
+        CHECK(used < LINE_SIZE, "choices of %s are too long", option->path);
+    }
+    return buffer;
+}
+
+/* ---- slips ------------------------------------------------------------------------------------------------------ */
+
+/* Levenshtein's distance: insertions, deletions and replacements that turn a into b. */
+static int edit_distance(const char *a, const char *b) {
+    int row[NAME_SIZE + 1];
+    int columns = (int)strnlen(b, NAME_SIZE);
+    for (int j = 0; j <= columns; j++) row[j] = j;
+    for (int i = 0; a[i]; i++) {
+        int diagonal = row[0];
+        row[0] = i + 1;
+        for (int j = 0; j < columns; j++) {
+            int replaced = diagonal + (a[i] != b[j]);
+            diagonal = row[j + 1];
+            int shifted = 1 + (row[j] < row[j + 1] ? row[j] : row[j + 1]);
+            row[j + 1] = replaced < shifted ? replaced : shifted;
+        }
+    }
+    return row[columns];
+}
+
+/* Words up to this far are taken for what was meant: two edits for "wdith", none for a single letter. */
+static int slip_limit(const char *typed) {
+    int length = (int)strlen(typed);
+    return length < 2 ? 0 : (length + 2) / 3 < length - 1 ? (length + 2) / 3 : length - 1;
+}
+
+static bool same_section(const char *a, const char *b) {
+    int length = option_section_length(a);
+    return length == option_section_length(b) && strncmp(a, b, (size_t)length) == 0;
+}
+
+static const char *known_path(int i) {
+    return i < config_option_count ? config_options[i].path : config_sections[i - config_option_count].path;
+}
+
+const char *option_nearest_path(const char *typed) {
+    const char *key = option_key(typed);
+    for (int anywhere = 0; anywhere <= 1; anywhere++) {
+        const char *best = NULL;
+        int best_distance = slip_limit(key) + 1;
+        for (int i = 0; i < config_option_count + config_section_count; i++) {
+            const char *path = known_path(i);
+            if (!*path || (!anywhere && !same_section(path, typed))) continue;
+            int distance = edit_distance(key, option_key(path));
+            if (distance >= best_distance) continue;
+            best = path;
+            best_distance = distance;
+        }
+        if (best) return anywhere ? best : option_key(best);
+    }
+    return NULL;
+}
+
+const char *option_nearest_choice(const Option *option, const char *typed) {
+    const char *best = NULL;
+    int best_distance = slip_limit(typed) + 1;
+    if (strlen(typed) >= NAME_SIZE) return NULL;
+    for (const char *const *choice = option->choices; *choice; choice++) {
+        int distance = edit_distance(typed, *choice);
+        if (distance >= best_distance) continue;
+        best = *choice;
+        best_distance = distance;
+    }
+    return best;
+}

@@ -1,0 +1,65 @@
+/* The table of options: one row per key, from which everything else about keys follows.
+ *
+ * config.c reads and checks by it, config_print.c prints --help, --schema, docs/configuration.md and config.json from
+ * it. A row's defaults are written as a user would write them after key= on the command line, and are read the same
+ * way.
+ */
+#pragma once
+
+#include <stdbool.h>
+#include <stddef.h>
+
+#include "base/config.h"
+
+typedef enum {
+    OPTION_WHOLE,        /* int64_t */
+    OPTION_REAL,         /* double */
+    OPTION_FLAG,         /* bool */
+    OPTION_STRING,       /* char[size]; with choices: one of them */
+    OPTION_CHOICE,       /* enum whose values index `choices` */
+    OPTION_LIST,         /* char[LIST_MAX][NAME_SIZE] of choices, and a count */
+    OPTION_COEFFICIENTS, /* CoefficientsConfig: one of the choices, or triples */
+    OPTION_OVERRIDES,    /* RouteOverride[LIST_MAX], and a count: pattern -> choice */
+} OptionType;
+
+typedef struct {
+    OptionType type;
+    const char *path;           /* "model.width": the member of Config, and the JSON key */
+    size_t offset, size;        /* of the member */
+    size_t count_offset;        /* lists and overrides: of the int that counts their entries */
+    const char *initial;        /* default; NULL: it comes from model.preset */
+    const char *presets[2];     /* the default of each Preset ... */
+    bool computed;              /* ... or, when resolve() works it out of other options, what it is in words */
+    double minimum, maximum;    /* both included */
+    const char *const *choices; /* NULL-terminated */
+    const char *unit, *help;
+} Option;
+
+/* Sections are the objects that options lie in; the options of one section follow each other in the table. */
+typedef struct {
+    const char *path; /* "": the top level */
+    const char *help;
+} Section;
+
+extern const Option config_options[];
+extern const int config_option_count;
+extern const Section config_sections[];
+extern const int config_section_count;
+
+enum { OPTION_MAX = 160 }; /* bound of config_option_count, for arrays beside the table */
+
+/* Rows by path; NULL: there is none. */
+const Option *option_find(const char *path);
+const Section *section_find(const char *path);
+
+/* "model" of "model.width", "" of "name": the length of the section's path. The key itself: "width". */
+int option_section_length(const char *path);
+const char *option_key(const char *path);
+
+/* ", "-separated choices into a buffer of LINE_SIZE. Returns it. */
+enum { LINE_SIZE = 512 };
+char *option_join_choices(const Option *option, char *buffer);
+
+/* What a user may have meant; NULL: nothing is near. A key of the same section comes alone, another with its path. */
+const char *option_nearest_path(const char *typed);
+const char *option_nearest_choice(const Option *option, const char *typed);

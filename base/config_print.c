@@ -1,0 +1,325 @@
+/* What the table of options looks like to people and programs: --help, docs/configuration.md, --schema, config.json. */
+#include <string.h>
+
+#include "base/config.h"
+#include "base/config_options.h"
+#include "base/metrics.h"
+
+/* ---- words ------------------------------------------------------------------------------------------------------ */
+
+/* Type and range: "whole number, 1 to 1024". */
+static const char *describe_values(const Option *option, char *buffer) {
+    char choices[LINE_SIZE] = "";
+    if (option->choices) option_join_choices(option, choices);
+    switch (option->type) {
+    case OPTION_WHOLE:
+        snprintf(buffer, LINE_SIZE, "whole number, %.0f to %.0f", option->minimum, option->maximum);
+        break;
+    case OPTION_REAL:
+        snprintf(buffer, LINE_SIZE, "number, %g to %g", option->minimum, option->maximum);
+        break;
+    case OPTION_FLAG:
+        snprintf(buffer, LINE_SIZE, "true or false");
+        break;
+    case OPTION_STRING:
+    case OPTION_CHOICE:
+        snprintf(buffer, LINE_SIZE, option->choices ? "one of %.400s" : "string%.0s", choices);
+        break;
+    case OPTION_LIST:
+        snprintf(buffer, LINE_SIZE, "list of %.400s", choices);
+        break;
+    case OPTION_COEFFICIENTS:
+        snprintf(buffer, LINE_SIZE, "one of %.400s, or 1 to %d triples", choices, COEFFICIENTS_MAX);
+        break;
+    case OPTION_OVERRIDES:
+        snprintf(buffer, LINE_SIZE, "object: pattern to one of %.400s", choices);
+        break;
+    }
+    return buffer;
+}
+
+static const char *describe_default(const Option *option, char *buffer) {
+    if (option->initial) {
+        snprintf(buffer, LINE_SIZE, "%s", option->initial);
+    } else if (strcmp(option->presets[PRESET_GPT2], option->presets[PRESET_LLAMA]) == 0) {
+        snprintf(buffer, LINE_SIZE, "from the preset (%s)", option->presets[PRESET_GPT2]);
+    } else {
+        snprintf(buffer, LINE_SIZE, "from the preset (gpt2: %s; llama: %s)", option->presets[PRESET_GPT2],
+                 option->presets[PRESET_LLAMA]);
+    }
+    return buffer;
+}
+
+static bool in_section(const Option *option, const Section *section) {
+    int length = option_section_length(option->path);
+    return (size_t)length == strlen(section->path) && strncmp(option->path, section->path, (size_t)length) == 0;
+}
+
+/* ---- help and documentation -------------------------------------------------------------------------------------- */
+
+void config_print_help(FILE *out) {
+    char values[LINE_SIZE], initial[LINE_SIZE];
+    fprintf(out, "Options: keys of the JSON file, or key=value on the command line.\n");
+    for (int s = 0; s < config_section_count; s++) {
+        const Section *section = &config_sections[s];
+        fprintf(out, "\n%s%s%s\n", section->path, *section->path ? ": " : "", section->help);
+        for (int i = 0; i < config_option_count; i++) {
+            const Option *option = &config_options[i];
+            if (!in_section(option, section)) continue;
+            fprintf(out, "  %s\n      %s\n      %s; default: %s", option->path, option->help,
+                    describe_values(option, values), describe_default(option, initial));
+            if (option->unit) fprintf(out, "; unit: %s", option->unit);
+            fputc('\n', out);
+        }
+    }
+}
+
+void config_print_markdown(FILE *out) {
+    char values[LINE_SIZE], initial[LINE_SIZE];
+    for (int s = 0; s < config_section_count; s++) {
+        const Section *section = &config_sections[s];
+        fprintf(out, "### %s\n\n%s\n\n", *section->path ? section->path : "Top level", section->help);
+        fprintf(out, "| key | values | default | unit | meaning |\n|---|---|---|---|---|\n");
+        for (int i = 0; i < config_option_count; i++) {
+            const Option *option = &config_options[i];
+            if (!in_section(option, section)) continue;
+            fprintf(out, "| `%s` | %s | %s | %s | %s |\n", option->path, describe_values(option, values),
+                    describe_default(option, initial), option->unit ? option->unit : "", option->help);
+        }
+        fputc('\n', out);
+    }
+}
+
+/* ---- nesting ---------------------------------------------------------------------------------------------------- */
+
+/* The object under `key`, created where it is missing. */
+static cJSON *child_object(cJSON *parent, const char *key) {
+    cJSON *child = cJSON_GetObjectItemCaseSensitive(parent, key);
+    return child ? child : cJSON_AddObjectToObject(parent, key);
+}
+
+/* The section that the option or section of `path` lies in. */
+static const Section *parent_section(const char *path) {
+    char parent[LINE_SIZE];
+    snprintf(parent, sizeof parent, "%.*s", option_section_length(path), path);
+    const Section *section = section_find(parent);
+    CHECK(section, "%s lies in no section", path);
+    return section;
+}
+
+static cJSON *section_object(cJSON *root, const Section *section) {
+    if (!*section->path) return root;
+    return child_object(section_object(root, parent_section(section->path)), option_key(section->path));
+}
+
+/* ---- schema ----------------------------------------------------------------------------------------------------- */
+
+static cJSON *choices_array(const Option *option) {
+    cJSON *array = cJSON_CreateArray();
+    for (const char *const *choice = option->choices; *choice; choice++) {
+        cJSON_AddItemToArray(array, cJSON_CreateString(*choice));
+    }
+    return array;
+}
+
+static void add_range(cJSON *schema, const Option *option) {
+    char text[32];
+    const char *format = option->type == OPTION_WHOLE ? "%.0f" : "%g";
+    snprintf(text, sizeof text, format, option->minimum);
+    cJSON_AddRawToObject(schema, "minimum", text);
+    snprintf(text, sizeof text, format, option->maximum);
+    cJSON_AddRawToObject(schema, "maximum", text);
+}
+
+/* {"type": "array", "items": `items`, "minItems": ..., "maxItems": ...} into `schema`. */
+static cJSON *add_array_schema(cJSON *schema, cJSON *items, int minimum, int maximum) {
+    cJSON_AddStringToObject(schema, "type", "array");
+    cJSON_AddItemToObject(schema, "items", items);
+    cJSON_AddNumberToObject(schema, "minItems", minimum);
+    cJSON_AddNumberToObject(schema, "maxItems", maximum);
+    return schema;
+}
+
+static void add_coefficients_schema(cJSON *schema, const Option *option) {
+    cJSON *alternatives = cJSON_AddArrayToObject(schema, "anyOf");
+    cJSON *named = cJSON_CreateObject(), *number = cJSON_CreateObject();
+    cJSON_AddItemToObject(named, "enum", choices_array(option));
+    cJSON_AddItemToArray(alternatives, named);
+    cJSON_AddStringToObject(number, "type", "number");
+    add_range(number, option);
+    cJSON *triple = add_array_schema(cJSON_CreateObject(), number, 3, 3);
+    cJSON_AddItemToArray(alternatives, add_array_schema(cJSON_CreateObject(), triple, 1, COEFFICIENTS_MAX));
+}
+
+static void add_overrides_schema(cJSON *schema, const Option *option) {
+    cJSON_AddStringToObject(schema, "type", "object");
+    cJSON_AddNumberToObject(schema, "maxProperties", LIST_MAX);
+    cJSON *names = cJSON_AddObjectToObject(schema, "propertyNames");
+    cJSON_AddNumberToObject(names, "minLength", 1);
+    cJSON_AddNumberToObject(names, "maxLength", NAME_SIZE - 1);
+    cJSON_AddItemToObject(cJSON_AddObjectToObject(schema, "additionalProperties"), "enum", choices_array(option));
+}
+
+static void add_list_schema(cJSON *schema, const Option *option) {
+    cJSON *item = cJSON_CreateObject(), *choices = choices_array(option);
+    cJSON_AddItemToObject(item, "enum", choices);
+    add_array_schema(schema, item, 0, cJSON_GetArraySize(choices));
+    cJSON_AddTrueToObject(schema, "uniqueItems");
+}
+
+static void add_string_schema(cJSON *schema, const Option *option) {
+    cJSON_AddStringToObject(schema, "type", "string");
+    if (option->choices) {
+        cJSON_AddItemToObject(schema, "enum", choices_array(option));
+    } else {
+        cJSON_AddNumberToObject(schema, "minLength", 1);
+        cJSON_AddNumberToObject(schema, "maxLength", (double)option->size - 1);
+    }
+}
+
+static void add_type(cJSON *schema, const Option *option) {
+    switch (option->type) {
+    case OPTION_WHOLE:
+    case OPTION_REAL:
+        cJSON_AddStringToObject(schema, "type", option->type == OPTION_WHOLE ? "integer" : "number");
+        add_range(schema, option);
+        break;
+    case OPTION_FLAG:
+        cJSON_AddStringToObject(schema, "type", "boolean");
+        break;
+    case OPTION_STRING:
+    case OPTION_CHOICE:
+        add_string_schema(schema, option);
+        break;
+    case OPTION_LIST:
+        add_list_schema(schema, option);
+        break;
+    case OPTION_COEFFICIENTS:
+        add_coefficients_schema(schema, option);
+        break;
+    case OPTION_OVERRIDES:
+        add_overrides_schema(schema, option);
+        break;
+    }
+}
+
+static bool is_written_quoted(const Option *option) {
+    return option->type == OPTION_STRING || option->type == OPTION_CHOICE || option->type == OPTION_COEFFICIENTS;
+}
+
+static cJSON *option_schema(const Option *option) {
+    char text[2 * LINE_SIZE], initial[LINE_SIZE];
+    cJSON *schema = cJSON_CreateObject();
+    int length = snprintf(text, sizeof text, "%s", option->help);
+    if (option->unit) length += snprintf(text + length, sizeof text - (size_t)length, " Unit: %s.", option->unit);
+    if (!option->initial) {
+        snprintf(text + length, sizeof text - (size_t)length, " Default: %s.", describe_default(option, initial));
+    }
+    cJSON_AddStringToObject(schema, "description", text);
+    add_type(schema, option);
+    if (option->initial && is_written_quoted(option)) cJSON_AddStringToObject(schema, "default", option->initial);
+    if (option->initial && !is_written_quoted(option)) cJSON_AddRawToObject(schema, "default", option->initial);
+    return schema;
+}
+
+/* Fills an object's schema, if it is new, and returns its "properties". */
+static cJSON *open_section_schema(cJSON *schema, const Section *section) {
+    cJSON *properties = cJSON_GetObjectItemCaseSensitive(schema, "properties");
+    if (properties) return properties;
+    cJSON_AddStringToObject(schema, "type", "object");
+    cJSON_AddStringToObject(schema, "description", section->help);
+    cJSON_AddFalseToObject(schema, "additionalProperties");
+    return cJSON_AddObjectToObject(schema, "properties");
+}
+
+static cJSON *section_properties(cJSON *root, const Section *section) {
+    if (!*section->path) return open_section_schema(root, section);
+    cJSON *siblings = section_properties(root, parent_section(section->path));
+    return open_section_schema(child_object(siblings, option_key(section->path)), section);
+}
+
+void config_print_schema(FILE *out) {
+    cJSON *root = cJSON_CreateObject();
+    cJSON_AddStringToObject(root, "$schema", "https://json-schema.org/draft/2020-12/schema");
+    cJSON_AddStringToObject(root, "title", "Configuration of train_gpt");
+    cJSON *top = section_properties(root, section_find(""));
+    cJSON_AddStringToObject(child_object(top, "$schema"), "type", "string");
+    for (int i = 0; i < config_option_count; i++) {
+        const Option *option = &config_options[i];
+        cJSON *properties = section_properties(root, parent_section(option->path));
+        cJSON_AddItemToObject(properties, option_key(option->path), option_schema(option));
+    }
+    char *text = cJSON_Print(root);
+    fprintf(out, "%s\n", text ? text : "");
+    cJSON_free(text);
+    cJSON_Delete(root);
+}
+
+/* ---- config.json ------------------------------------------------------------------------------------------------ */
+
+static cJSON *coefficients_to_json(const CoefficientsConfig *coefficients) {
+    if (*coefficients->set) return cJSON_CreateString(coefficients->set);
+    cJSON *array = cJSON_CreateArray();
+    for (int i = 0; i < coefficients->count; i++) {
+        cJSON *triple = cJSON_CreateArray();
+        for (int j = 0; j < 3; j++) cJSON_AddItemToArray(triple, metrics_number(coefficients->triples[i][j]));
+        cJSON_AddItemToArray(array, triple);
+    }
+    return array;
+}
+
+static cJSON *list_to_json(const char (*names)[NAME_SIZE], int count) {
+    cJSON *array = cJSON_CreateArray();
+    for (int i = 0; i < count; i++) cJSON_AddItemToArray(array, cJSON_CreateString(names[i]));
+    return array;
+}
+
+static cJSON *overrides_to_json(const RouteOverride *entries, int count, const Option *option) {
+    cJSON *object = cJSON_CreateObject();
+    for (int i = 0; i < count; i++) {
+        cJSON_AddStringToObject(object, entries[i].pattern, option->choices[entries[i].optimizer]);
+    }
+    return object;
+}
+
+static cJSON *whole_to_json(int64_t value) {
+    char text[32];
+    snprintf(text, sizeof text, "%lld", (long long)value);
+    return cJSON_CreateRaw(text);
+}
+
+static cJSON *option_to_json(const Config *config, const Option *option) {
+    const void *member = (const char *)config + option->offset;
+    const int *count = (const void *)((const char *)config + option->count_offset);
+    switch (option->type) {
+    case OPTION_WHOLE:
+        return whole_to_json(*(const int64_t *)member);
+    case OPTION_REAL:
+        return metrics_number(*(const double *)member);
+    case OPTION_FLAG:
+        return cJSON_CreateBool(*(const bool *)member);
+    case OPTION_STRING:
+        return cJSON_CreateString(member);
+    case OPTION_CHOICE:
+        return cJSON_CreateString(option->choices[*(const int *)member]);
+    case OPTION_LIST:
+        return list_to_json(member, *count);
+    case OPTION_COEFFICIENTS:
+        return coefficients_to_json(member);
+    case OPTION_OVERRIDES:
+        return overrides_to_json(member, *count, option);
+    }
+    return NULL;
+}
+
+char *config_to_json(const Config *config) {
+    cJSON *root = cJSON_CreateObject();
+    for (int i = 0; i < config_option_count; i++) {
+        const Option *option = &config_options[i];
+        cJSON *section = section_object(root, parent_section(option->path));
+        cJSON_AddItemToObject(section, option_key(option->path), option_to_json(config, option));
+    }
+    char *text = cJSON_Print(root);
+    cJSON_Delete(root);
+    return text;
+}
