@@ -2,11 +2,10 @@
  *
  *      defaults of the table -> file -> command line        each value: known key? type? range? -> Config
  *      -> defaults of model.preset, for keys not set        needs the final preset
- *      -> values worked out of other values                 kv_heads, mlp_width, micro_batch, ...
+ *      -> values worked out of other values                 config_rules.c
  *      -> combinations
  *
- * Everything goes into a fresh Config, which reaches the caller only when it is complete. `origins` remembers where
- * each option was set, so that an error about two options can still name a line.
+ * Everything goes into a draft, which reaches the caller only when it is complete.
  */
 #include "base/config.h"
 
@@ -16,34 +15,20 @@
 #include <string.h>
 
 #include "base/config_json.h"
-#include "base/config_options.h"
+#include "base/config_rules.h"
 
 enum { FILE_LIMIT = 1 << 20, KEY_SIZE = 128, QUOTE_MAX = 60 };
 
-/* Where an option was set: a line of the file if positive. */
-enum { FROM_DEFAULT = 0, FROM_COMMAND_LINE = -1 };
-
 typedef struct {
-    Config *config;
-    const char *file;             /* NULL: none */
+    ConfigDraft draft;
     const JsonDocument *document; /* that is being read; NULL: a bare string of the command line */
     bool in_file;                 /* the document is the file's */
     bool in_table;                /* the value is a default */
-    int origins[OPTION_MAX];      /* by row of the table */
 } Reader;
 
 static Status read_value(Reader *r, const char *path, const cJSON *item);
 
 /* ---- errors ----------------------------------------------------------------------------------------------------- */
-
-/* "configs/x.json:12" or "command line". */
-static void format_place(const Reader *r, int origin, char *buffer, size_t size) {
-    if (origin > 0) {
-        snprintf(buffer, size, "%s:%d", r->file, origin);
-    } else {
-        snprintf(buffer, size, "command line");
-    }
-}
 
 static int origin_of(const Reader *r, const cJSON *item) {
     if (r->in_table) return FROM_DEFAULT;
@@ -53,12 +38,12 @@ static int origin_of(const Reader *r, const cJSON *item) {
 static Status refuse(const Reader *r, const cJSON *item, const char *path, const char *format, ...)
     __attribute__((format(printf, 4, 5)));
 static Status refuse(const Reader *r, const cJSON *item, const char *path, const char *format, ...) {
-    char place[PATH_SIZE + 16], reason[LINE_SIZE];
+    char place[PLACE_SIZE], reason[LINE_SIZE];
     va_list arguments;
     va_start(arguments, format);
     vsnprintf(reason, sizeof reason, format, arguments);
     va_end(arguments);
-    format_place(r, origin_of(r, item), place, sizeof place);
+    config_format_place(&r->draft, origin_of(r, item), place);
     return status_error(STATUS_BAD_INPUT, "%s: %s: %s", place, path, reason);
 }
 
@@ -77,9 +62,9 @@ static const char *describe(const Reader *r, const cJSON *item, char *buffer, si
     return buffer;
 }
 
-static Status refuse_type(const Reader *r, const cJSON *item, const char *path, const char *wanted) {
+static Status refuse_type(const Reader *r, const cJSON *item, const char *path, const char *expected) {
     char found[LINE_SIZE];
-    return refuse(r, item, path, "wants %s, got %s", wanted, describe(r, item, found, sizeof found));
+    return refuse(r, item, path, "expected %s, found %s", expected, describe(r, item, found, sizeof found));
 }
 
 static Status refuse_key(const Reader *r, const cJSON *item, const char *path) {
@@ -99,7 +84,7 @@ static Status refuse_choice(const Reader *r, const cJSON *item, const char *path
 /* ---- values ----------------------------------------------------------------------------------------------------- */
 
 static void *member(const Reader *r, size_t offset) {
-    return (char *)r->config + offset;
+    return (char *)&r->draft.config + offset;
 }
 
 static int *member_count(const Reader *r, const Option *option) {
@@ -153,10 +138,10 @@ static Status read_flag(Reader *r, const Option *option, const cJSON *item) {
 
 /* Index of the string among the option's choices. */
 static Status find_choice(const Reader *r, const Option *option, const char *path, const cJSON *item, int *index) {
-    char wanted[LINE_SIZE + 16], choices[LINE_SIZE];
+    char expected[LINE_SIZE + 16], choices[LINE_SIZE];
     if (!cJSON_IsString(item)) {
-        snprintf(wanted, sizeof wanted, "one of %s", option_join_choices(option, choices));
-        return refuse_type(r, item, path, wanted);
+        snprintf(expected, sizeof expected, "one of %s", option_join_choices(option, choices));
+        return refuse_type(r, item, path, expected);
     }
     for (*index = 0; option->choices[*index]; ++*index) {
         if (strcmp(option->choices[*index], item->valuestring) == 0) return status_ok();
@@ -206,11 +191,11 @@ static Status read_list(Reader *r, const Option *option, const cJSON *item) {
 }
 
 static Status read_triple(Reader *r, const Option *option, const cJSON *item, double triple[3]) {
-    static const char wanted[] = "triples [a, b, c]";
+    static const char expected[] = "triples [a, b, c]";
     const cJSON *number = item->child;
-    if (!cJSON_IsArray(item)) return refuse_type(r, item, option->path, wanted);
+    if (!cJSON_IsArray(item)) return refuse_type(r, item, option->path, expected);
     if (cJSON_GetArraySize(item) != 3) {
-        return refuse(r, item, option->path, "wants %s, got a list of %d", wanted, cJSON_GetArraySize(item));
+        return refuse(r, item, option->path, "expected %s, found a list of %d", expected, cJSON_GetArraySize(item));
     }
     for (int i = 0; i < 3; i++, number = number->next) {
         Status status = check_real(r, option, number);
@@ -230,7 +215,7 @@ static Status read_coefficients(Reader *r, const Option *option, const cJSON *it
     } else if (!cJSON_IsArray(item)) {
         status = refuse_type(r, item, option->path, "the name of a set, or a list of triples [a, b, c]");
     } else if (size < 1 || size > COEFFICIENTS_MAX) {
-        status = refuse(r, item, option->path, "wants 1 to %d triples, got %d", COEFFICIENTS_MAX, size);
+        status = refuse(r, item, option->path, "expected 1 to %d triples, found %d", COEFFICIENTS_MAX, size);
     } else {
         for (const cJSON *triple = item->child; triple && !status.code; triple = triple->next) {
             status = read_triple(r, option, triple, fresh.triples[fresh.count++]);
@@ -249,7 +234,7 @@ static Status read_override_entry(Reader *r, const Option *option, const char *p
     Status status = find_choice(r, option, path, item, &index);
     if (status.code) return status;
     if (!*pattern || strlen(pattern) >= NAME_SIZE) {
-        return refuse(r, item, option->path, "a pattern has 1 to %d bytes, this one %zu", NAME_SIZE - 1,
+        return refuse(r, item, option->path, "expected a pattern of 1 to %d bytes, found %zu", NAME_SIZE - 1,
                       strlen(pattern));
     }
     for (int i = 0; i < *count; i++) {
@@ -299,7 +284,7 @@ static Status read_option(Reader *r, const Option *option, const cJSON *item) {
         [OPTION_OVERRIDES] = read_overrides,
     };
     Status status = read[option->type](r, option, item);
-    if (!status.code) r->origins[option - config_options] = origin_of(r, item);
+    if (!status.code) r->draft.origins[option - config_options] = origin_of(r, item);
     return status;
 }
 
@@ -314,7 +299,7 @@ static Status read_section(Reader *r, const char *section, const cJSON *item) {
         /* editors look for the schema of a file under this key */
         if (!*section && strcmp(child->string, "$schema") == 0) continue;
         if (FAILED(status, refuse_twice(r, item, child, path))) return status;
-        if (strchr(child->string, '.')) return refuse(r, child, path, "keys hold no dots in a file; nest objects");
+        if (strchr(child->string, '.')) return refuse(r, child, path, "keys in a file contain no dots; nest objects");
         if (FAILED(status, read_value(r, path, child))) return status;
     }
     return status_ok();
@@ -323,6 +308,11 @@ static Status read_section(Reader *r, const char *section, const cJSON *item) {
 static Status read_value(Reader *r, const char *path, const cJSON *item) {
     const Option *option = option_find(path);
     if (option) return read_option(r, option, item);
+    const RetiredKey *retired = option_find_retired(path);
+    if (retired) {
+        r->draft.retired[retired - config_retired] = origin_of(r, item);
+        return status_ok();
+    }
     if (*path && section_find(path)) return read_section(r, path, item);
     for (int i = 0; i < config_option_count; i++) {
         option = &config_options[i];
@@ -371,9 +361,9 @@ static Status read_file(Reader *r) {
     char *text = NULL;
     int64_t size = 0;
     JsonDocument document = {0};
-    Status status = file_read(r->file, FILE_LIMIT, &text, &size);
+    Status status = file_read(r->draft.file, FILE_LIMIT, &text, &size);
     if (status.code) return status;
-    if (FAILED(status, json_parse(&document, text, size, r->file))) goto done;
+    if (FAILED(status, json_parse(&document, text, size, r->draft.file))) goto done;
     r->document = &document;
     r->in_file = true;
     status = read_section(r, "", document.tree);
@@ -389,212 +379,34 @@ static Status read_override(Reader *r, const char *argument) {
     char path[PATH_SIZE];
     const char *equals = strchr(argument, '=');
     if (!equals || equals == argument || equals - argument >= PATH_SIZE) {
-        return status_error(STATUS_BAD_INPUT, "command line: \"%.*s\" is not of the form key=value", QUOTE_MAX,
-                            argument);
+        return status_error(STATUS_BAD_INPUT, "command line: expected key=value, found \"%.*s\"", QUOTE_MAX, argument);
     }
     snprintf(path, sizeof path, "%.*s", (int)(equals - argument), argument);
     return read_text(r, path, equals + 1);
 }
 
-/* ---- what depends on more than one option ------------------------------------------------------------------------ */
-
-static int origin_of_path(const Reader *r, const char *path) {
-    const Option *option = option_find(path);
-    CHECK(option, "no option %s", path);
-    return r->origins[option - config_options];
-}
-
-static bool is_set(const Reader *r, const char *path) {
-    return origin_of_path(r, path) != FROM_DEFAULT;
-}
-
 static void apply_preset(Reader *r) {
     for (int i = 0; i < config_option_count; i++) {
         const Option *option = &config_options[i];
-        if (!option->presets[0] || option->computed || r->origins[i] != FROM_DEFAULT) continue;
-        read_default(r, option, option->presets[r->config->model.preset]);
+        if (!option->presets[0] || option->computed || r->draft.origins[i] != FROM_DEFAULT) continue;
+        read_default(r, option, option->presets[r->draft.config.model.preset]);
     }
 }
 
-static void default_to(int64_t *value, int64_t computed) {
-    if (*value == 0) *value = computed;
-}
-
-/* DeepSeek-V3's proportions, but for kv_rank where heads are few: a latent vector as wide as the stream saves nothing.
- */
-static void resolve_mla(const Reader *r, ModelConfig *m) {
-    int64_t head = m->width > m->heads ? m->width / m->heads : 1, half = m->width > 1 ? m->width / 2 : 1;
-    default_to(&m->head_nope, head);
-    default_to(&m->head_rope, (m->head_nope + 3) / 4 * 2);
-    default_to(&m->head_value, m->head_nope);
-    default_to(&m->kv_rank, 4 * m->head_nope < half ? 4 * m->head_nope : half);
-    if (!is_set(r, "model.q_rank")) m->q_rank = half;
-}
-
-static void resolve(Reader *r) {
-    Config *c = r->config;
-    ModelConfig *m = &c->model;
-    if (!is_set(r, "model.kv_heads")) m->kv_heads = m->heads;
-    if (m->attention == ATTENTION_MLA) resolve_mla(r, m);
-    if (!is_set(r, "model.mlp_width")) {
-        m->mlp_width = m->preset == PRESET_GPT2 ? 4 * m->width : (8 * m->width + 3 * 64 - 1) / (3 * 64) * 64;
+/* A line for each retired key that was given. */
+static void note_retired(ConfigDraft *d) {
+    char place[PLACE_SIZE];
+    size_t used = 0;
+    for (int i = 0; i < config_retired_count && used < sizeof d->config.note; i++) {
+        if (d->retired[i] == FROM_DEFAULT) continue;
+        used += (size_t)snprintf(
+            d->config.note + used, sizeof d->config.note - used, "%s: %s is no longer used and is ignored: %s\n",
+            config_format_place(d, d->retired[i], place), config_retired[i].path, config_retired[i].reason);
     }
-    if (c->train.micro_batch == 0) c->train.micro_batch = c->train.batch;
-    ScheduleConfig *schedule = &c->optimizer.schedule;
-    if (!is_set(r, "optimizer.schedule.warmup") && schedule->warmup > c->train.steps) schedule->warmup = c->train.steps;
-    if (!is_set(r, "qk_clip.enabled") && m->qk_norm) c->qk_clip.enabled = false;
-    if (!is_set(r, "probe.bound_every") && m->qk_norm) c->probe.bound_every = 0;
-}
-
-/* An error about two options, at the place that was read last. */
-static Status refuse_pair(const Reader *r, const char *path, const char *other, const char *format, ...)
-    __attribute__((format(printf, 4, 5)));
-static Status refuse_pair(const Reader *r, const char *path, const char *other, const char *format, ...) {
-    char place[PATH_SIZE + 16], reason[LINE_SIZE];
-    int a = origin_of_path(r, path), b = origin_of_path(r, other);
-    bool typed = a == FROM_COMMAND_LINE || b == FROM_COMMAND_LINE;
-    va_list arguments;
-    va_start(arguments, format);
-    vsnprintf(reason, sizeof reason, format, arguments);
-    va_end(arguments);
-    format_place(r, typed ? FROM_COMMAND_LINE : a > b ? a : b, place, sizeof place);
-    return status_error(STATUS_BAD_INPUT, "%s: %s", place, reason);
-}
-
-static Status check_name(const Reader *r) {
-    const char *name = r->config->name;
-    if (!strchr(name, '/') && strcmp(name, ".") != 0 && strcmp(name, "..") != 0) return status_ok();
-    return refuse_pair(r, "name", "name", "name: \"%s\" is no folder name; the run's folder is runs_dir/name", name);
-}
-
-/* Latent attention: what does not go with it. */
-static Status check_mla(const Reader *r) {
-    const ModelConfig *m = &r->config->model;
-    static const char attention[] = "model.attention";
-    if (m->position != POSITION_ROPE) {
-        return refuse_pair(r, attention, "model.position",
-                           "model.attention \"mla\" has its positions from rope; set model.position to \"rope\"");
-    }
-    if (m->kv_heads != m->heads) {
-        return refuse_pair(r, attention, "model.kv_heads",
-                           "model.attention \"mla\" gives every head keys and values of its own; leave out "
-                           "model.kv_heads (%lld, with model.heads %lld)",
-                           (long long)m->kv_heads, (long long)m->heads);
-    }
-    if (m->qk_norm) {
-        return refuse_pair(
-            r, attention, "model.qk_norm",
-            "model.attention \"mla\" normalises its latent vectors and has no model.qk_norm; turn it off");
-    }
-    if (m->bias) {
-        return refuse_pair(r, attention, "model.bias",
-                           "model.attention \"mla\" has no biases; set model.bias to false");
-    }
-    if (m->head_rope % 2) {
-        return refuse_pair(r, attention, "model.head_rope",
-                           "rope turns pairs of channels, and model.head_rope (%lld) is odd", (long long)m->head_rope);
-    }
-    return status_ok();
-}
-
-/* Keys that mean nothing without latent attention. */
-static Status check_mla_is_off(const Reader *r) {
-    const ModelConfig *m = &r->config->model;
-    const MuonConfig *muon = &r->config->optimizer.muon;
-    const struct {
-        const char *path;
-        int64_t value;
-    } keys[] = {{"model.q_rank", m->q_rank},
-                {"model.kv_rank", m->kv_rank},
-                {"model.head_nope", m->head_nope},
-                {"model.head_rope", m->head_rope},
-                {"model.head_value", m->head_value}};
-    for (size_t i = 0; i < sizeof keys / sizeof keys[0]; i++) {
-        if (keys[i].value == 0) continue;
-        return refuse_pair(r, keys[i].path, "model.attention",
-                           "%s belongs to model.attention \"mla\"; set that, or leave it out", keys[i].path);
-    }
-    for (int i = 0; i < muon->per_head_count; i++) {
-        if (strcmp(muon->per_head[i], "q_rope") != 0) continue;
-        return refuse_pair(r, "optimizer.muon.per_head", "model.attention",
-                           "optimizer.muon.per_head: \"q_rope\" is a block of model.attention \"mla\" alone");
-    }
-    return status_ok();
-}
-
-static Status check_model(const Reader *r) {
-    const ModelConfig *m = &r->config->model;
-    long long width = m->width, heads = m->heads, kv_heads = m->kv_heads;
-    bool mla = m->attention == ATTENTION_MLA;
-    Status status = mla ? check_mla(r) : check_mla_is_off(r);
-    if (status.code) return status;
-    if (!mla && width % heads) {
-        return refuse_pair(r, "model.width", "model.heads", "model.width (%lld) is not divisible by model.heads (%lld)",
-                           width, heads);
-    }
-    if (heads % kv_heads) {
-        return refuse_pair(r, "model.heads", "model.kv_heads",
-                           "model.heads (%lld) is not divisible by model.kv_heads (%lld)", heads, kv_heads);
-    }
-    if (!mla && m->position == POSITION_ROPE && width / heads % 2) {
-        return refuse_pair(r, "model.width", "model.heads",
-                           "rope turns pairs of channels, and a head of model.width / model.heads = %lld channels is "
-                           "odd; change them, or set model.position to \"learned\"",
-                           width / heads);
-    }
-    if (m->qk_norm && r->config->qk_clip.enabled) {
-        return refuse_pair(r, "model.qk_norm", "qk_clip.enabled",
-                           "qk_clip.enabled cannot work with model.qk_norm: the norm undoes the scaling; turn one off");
-    }
-    if (m->qk_norm && r->config->probe.bound_every > 0) {
-        return refuse_pair(
-            r, "model.qk_norm", "probe.bound_every",
-            "probe.bound_every cannot work with model.qk_norm: there norms of W_q and W_k bound no logit; "
-            "set it to 0");
-    }
-    return status_ok();
-}
-
-static Status check_training(const Reader *r) {
-    const TrainConfig *t = &r->config->train;
-    if (t->batch % t->micro_batch) {
-        return refuse_pair(r, "train.batch", "train.micro_batch",
-                           "train.batch (%lld) is not divisible by train.micro_batch (%lld)", (long long)t->batch,
-                           (long long)t->micro_batch);
-    }
-    return status_ok();
-}
-
-static Status check_warmup(const Reader *r, const char *path, int64_t warmup) {
-    const int64_t steps = r->config->train.steps;
-    if (warmup <= steps) return status_ok();
-    return refuse_pair(r, path, "train.steps", "%s (%lld) is longer than train.steps (%lld)", path, (long long)warmup,
-                       (long long)steps);
-}
-
-static Status check_optimizer(const Reader *r) {
-    const OptimizerConfig *o = &r->config->optimizer;
-    const int64_t warmup = o->muon.momentum_warmup, cooldown = o->muon.momentum_cooldown;
-    Status status;
-    if (FAILED(status, check_warmup(r, "optimizer.schedule.warmup", o->schedule.warmup))) return status;
-    if (FAILED(status, check_warmup(r, "optimizer.decay_schedule.warmup", o->decay_schedule.warmup))) return status;
-    if (warmup + cooldown > r->config->train.steps) {
-        return refuse_pair(r, "optimizer.muon.momentum_warmup", "optimizer.muon.momentum_cooldown",
-                           "optimizer.muon.momentum_warmup (%lld) and momentum_cooldown (%lld) are longer than "
-                           "train.steps (%lld)",
-                           (long long)warmup, (long long)cooldown, (long long)r->config->train.steps);
-    }
-    if (o->mup_base_width > 0 && o->muon.per_head_count > 0) {
-        return refuse_pair(r, "optimizer.mup_base_width", "optimizer.muon.per_head",
-                           "optimizer.mup_base_width does not go with optimizer.muon.per_head: its rules are for "
-                           "matrices that grow on both sides, and heads do not; turn one off");
-    }
-    return status;
 }
 
 Status config_load(Config *config, const char *path, int override_count, char **overrides) {
-    Config fresh = {0};
-    Reader r = {.config = &fresh, .file = path};
+    Reader r = {.draft.file = path};
     Status status;
     for (int i = 0; i < config_option_count; i++) {
         if (config_options[i].initial) read_default(&r, &config_options[i], config_options[i].initial);
@@ -604,11 +416,9 @@ Status config_load(Config *config, const char *path, int override_count, char **
         if (FAILED(status, read_override(&r, overrides[i]))) return status;
     }
     apply_preset(&r);
-    resolve(&r);
-    if (FAILED(status, check_name(&r))) return status;
-    if (FAILED(status, check_model(&r))) return status;
-    if (FAILED(status, check_training(&r))) return status;
-    if (FAILED(status, check_optimizer(&r))) return status;
-    *config = fresh;
+    config_resolve(&r.draft);
+    note_retired(&r.draft);
+    status = config_check(&r.draft);
+    if (!status.code) *config = r.draft.config;
     return status;
 }

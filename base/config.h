@@ -1,5 +1,5 @@
-/* Configuration: one struct, one table of options (base/config.c) that drives parsing, range checks, --help, --schema
- * and docs/configuration.md.
+/* Configuration: one struct, one table of options (base/config_options.c) that drives parsing, range checks, --help,
+ * --schema and docs/configuration.md.
  *
  * Sources, later ones win: the table's defaults; the defaults of model.preset; the JSON file; key=value of the command
  * line. A loaded Config is complete and consistent: every number is in its range, impossible combinations are refused
@@ -180,6 +180,8 @@ typedef struct {
     CheckpointConfig checkpoint;
     DebugConfig debug;
     DryRunConfig dry_run;
+    char
+        note[2 * PATH_SIZE]; /* what to tell the user about keys that were ignored, in whole lines; no key of its own */
 } Config;
 
 /* path NULL: defaults only. overrides: "a.b=value" strings (value as JSON, or a bare string). */

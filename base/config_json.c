@@ -45,7 +45,7 @@ static bool expected(Scanner *s, const char *what) {
     unsigned char c = (unsigned char)*s->at;
     if (c < 0x20 || c >= 0x7f) return refuse(s, "expected %s, found the byte 0x%02x", what, c);
     if (c == '/' || c == '#') return refuse(s, "expected %s, found '%c'; JSON has no comments", what, c);
-    if (c == '\'') return refuse(s, "expected %s, found '; strings take double quotes", what);
+    if (c == '\'') return refuse(s, "expected %s, found '; strings need double quotes", what);
     int length = json_token_length(s->at);
     return refuse(s, "expected %s, found %.*s", what, length < 40 ? length : 40, s->at);
 }
@@ -88,7 +88,7 @@ static void skip_space(Scanner *s) {
 
 static bool scan_hex(Scanner *s, unsigned *code) {
     if (s->end - s->at < 4 || strspn(s->at, "0123456789abcdefABCDEF") < 4)
-        return refuse(s, "\\u wants four hex digits");
+        return refuse(s, "\\u needs four hex digits");
     char digits[5] = {s->at[0], s->at[1], s->at[2], s->at[3], '\0'};
     *code = (unsigned)strtoul(digits, NULL, 16);
     s->at += 4;
@@ -113,7 +113,7 @@ static bool scan_escape(Scanner *s) {
 static bool scan_string(Scanner *s) {
     s->at++;
     while (!take(s, '"')) {
-        if (s->at == s->end || *s->at == '\n') return refuse(s, "a string lacks its closing quote");
+        if (s->at == s->end || *s->at == '\n') return refuse(s, "a string has no closing quote");
         unsigned char c = (unsigned char)*s->at;
         if (c < 0x20) return refuse(s, "the byte 0x%02x must be written as an escape in a string", c);
         s->at++;
@@ -130,10 +130,10 @@ static bool scan_digits(Scanner *s) {
 
 static bool scan_number(Scanner *s) {
     int length = json_token_length(s->at);
-    if (length > NUMBER_MAX) return refuse(s, "a number with %d characters; at most %d are read", length, NUMBER_MAX);
+    if (length > NUMBER_MAX) return refuse(s, "a number of %d characters; at most %d are allowed", length, NUMBER_MAX);
     take(s, '-');
     if (take(s, '0')) {
-        if (next_is_digit(s)) return refuse(s, "a number does not start with 0 and another digit");
+        if (next_is_digit(s)) return refuse(s, "a number cannot start with 0 and another digit");
     } else if (!scan_digits(s)) {
         return false;
     }
@@ -156,7 +156,7 @@ static bool scan_word(Scanner *s) {
     }
     for (size_t i = 0; i < sizeof not_finite / sizeof *not_finite; i++) {
         if (length == strlen(not_finite[i]) && memcmp(s->at, not_finite[i], length) == 0) {
-            return refuse(s, "%s is not a number that JSON has; numbers are finite", not_finite[i]);
+            return refuse(s, "%s is not a JSON number; numbers are finite", not_finite[i]);
         }
     }
     return expected(s, "a value");

@@ -44,22 +44,22 @@ static Choices planned_gpus = {"A100", "H100", "H200", "4090", "B200", NULL};
 const Section config_sections[] = {
     {"", "The run as a whole."},
     {"model", "The network. model.preset gives the defaults of the keys that are not set."},
-    {"data", "What it learns from."},
+    {"data", "Training and validation text."},
     {"train", "The step loop."},
     {"optimizer", "Hidden matrices go to optimizer.matrices; embeddings, head, norms and biases to AdamW."},
     {"optimizer.schedule", "The learning rate over the steps, as a factor of lr."},
     {"optimizer.decay_schedule", "The weight decay over the steps, as a factor of weight_decay."},
-    {"optimizer.muon", "Muon: momentum, orthogonalized. Its momentum is that of normuon, adamuon and sgd, too; its "
-                       "orthogonalization, per_head and rms that of normuon and adamuon."},
+    {"optimizer.muon", "Muon: orthogonalized momentum. normuon, adamuon and sgd share its momentum; normuon and "
+                       "adamuon also its orthogonalization, per_head and rms."},
     {"optimizer.adamw", "AdamW, decoupled decay."},
     {"optimizer.normuon", "NorMuon: Muon with a second moment of each row of the update, scaled to muon.rms."},
-    {"optimizer.adamuon", "AdaMuon: the sign of the momentum orthogonalized, with a second moment of each element, "
+    {"optimizer.adamuon", "AdaMuon: the orthogonalized sign of the momentum, with a second moment of each element, "
                           "scaled to muon.rms."},
-    {"optimizer.lion", "Lion: the sign of a momentum. It wants a learning rate 3 to 10 times below AdamW's."},
+    {"optimizer.lion", "Lion: the sign of a momentum. Its learning rate should be 3 to 10 times below AdamW's."},
     {"qk_clip", "QK-Clip scales W_q and W_k of heads whose largest attention logit exceeds a threshold."},
     {"probe", "Read-only measurements in metrics.jsonl."},
     {"checkpoint", "What a run can resume from."},
-    {"debug", "For hunting NaNs, and for testing what they do."},
+    {"debug", "For finding NaNs, and for testing how they are handled."},
     {"dry_run", "What --dry-run device=cuda predicts; no GPU is needed."},
 };
 const int config_section_count = sizeof config_sections / sizeof *config_sections;
@@ -83,7 +83,7 @@ const Option config_options[] = {
     {WHOLE(model.context), .initial = "256", .minimum = 1, .maximum = 1 << 20, .unit = "tokens",
      .help = "Tokens that attention sees."},
     {WHOLE(model.vocab), .initial = "256", .minimum = 2, .maximum = 1 << 20, .unit = "tokens",
-     .help = "Distinct tokens."},
+     .help = "Number of distinct tokens."},
     {CHOICE(model.attention), .initial = "mha", .choices = attentions,
      .help = "mha: multi-head, grouped-query if kv_heads < heads; mla: multi-head latent (DeepSeek-V2)."},
     {WHOLE(model.q_rank), .presets = {"mla: width / 2", "mla: width / 2"}, .computed = true, .maximum = 65536,
@@ -96,17 +96,17 @@ const Option config_options[] = {
     {WHOLE(model.head_rope),
      .presets = {"mla: head_nope / 2, rounded up to even", "mla: head_nope / 2, rounded up to even"}, .computed = true,
      .maximum = 4096,
-     .help = "mla: channels beside them that rope turns; their key is one for all heads; 0: the default."},
+     .help = "mla: further channels, rotated by rope; their key is shared by all heads; 0: the default."},
     {WHOLE(model.head_value), .presets = {"mla: head_nope", "mla: head_nope"}, .computed = true, .maximum = 4096,
      .help = "mla: channels of a head's values; 0: the default."},
     {CHOICE(model.norm), .presets = {"layernorm", "rmsnorm"}, .choices = norms, .help = "Normalisation."},
-    {CHOICE(model.position), .presets = {"learned", "rope"}, .choices = positions, .help = "Where positions enter."},
+    {CHOICE(model.position), .presets = {"learned", "rope"}, .choices = positions, .help = "Position encoding."},
     {CHOICE(model.mlp), .presets = {"gelu", "swiglu"}, .choices = mlps, .help = "Feed-forward part."},
     {WHOLE(model.mlp_width), .presets = {"4 * width", "8/3 * width, rounded up to a multiple of 64"}, .computed = true,
      .minimum = 1, .maximum = 1 << 20, .help = "Hidden channels of the feed-forward part."},
     {FLAG(model.bias), .presets = {"true", "false"}, .help = "Biases in linear layers and norms."},
-    {FLAG(model.tie_embeddings), .presets = {"true", "true"}, .help = "The head is the token embedding."},
-    {FLAG(model.qk_norm), .initial = "false", .help = "Normalise queries and keys of each head."},
+    {FLAG(model.tie_embeddings), .presets = {"true", "true"}, .help = "The output head is the token embedding."},
+    {FLAG(model.qk_norm), .initial = "false", .help = "Normalise the queries and keys of each head."},
     {REAL(model.attention_softcap), .initial = "0", .maximum = 1e6,
      .help = "Attention logits become cap * tanh(logit / cap); 0: off."},
     {REAL(model.rope_theta), .initial = "10000", .minimum = 1, .maximum = 1e9, .help = "Base of rotary positions."},
@@ -121,16 +121,16 @@ const Option config_options[] = {
 
     {WHOLE(train.steps), .initial = "1000", .minimum = 1, .maximum = 1e9, .unit = "steps", .help = "Optimizer steps."},
     {WHOLE(train.batch), .initial = "16", .minimum = 1, .maximum = 1 << 20, .unit = "sequences",
-     .help = "Windows per step."},
+     .help = "Sequences per step."},
     {WHOLE(train.micro_batch), .initial = "0", .maximum = 1 << 20, .unit = "sequences",
-     .help = "Windows per forward and backward pass; divides batch. 0: batch."},
+     .help = "Sequences per forward and backward pass; divides batch. 0: batch."},
     {REAL(train.grad_clip), .initial = "1.0", .maximum = 1e9, .help = "Largest norm of the gradient; 0: off."},
     {WHOLE(train.eval_every), .initial = "100", .maximum = 1e9, .unit = "steps",
-     .help = "Between validations; 0: only at the end."},
+     .help = "Steps between validations; 0: only at the end."},
     {WHOLE(train.eval_batches), .initial = "8", .maximum = 1e9, .unit = "micro-batches",
-     .help = "Per validation; 0: the whole validation set."},
+     .help = "Micro-batches per validation; 0: the whole validation set."},
     {CHOICE(train.on_nonfinite), .initial = "skip", .choices = on_nonfinites,
-     .help = "A step whose loss or gradient is not finite is skipped, or the run stops."},
+     .help = "What a loss or gradient that is not finite does: skip the step, or stop the run."},
     {STRING(train.init_from), .initial = "seed",
      .help =
          "Run or checkpoint whose weights a new run starts with, whatever its optimizer and data; seed: random ones."},
@@ -140,7 +140,7 @@ const Option config_options[] = {
     {REAL(optimizer.weight_decay), .initial = "0.1", .maximum = 100,
      .help = "Decoupled decay of matrices and embeddings: W loses lr * weight_decay of itself per step."},
     {FLAG(optimizer.cautious_decay), .initial = "false",
-     .help = "Decay only weights that the update moves towards 0: of one sign with it."},
+     .help = "Decay only weights that have the sign of their update, which moves them towards 0."},
     {WHOLE(optimizer.mup_base_width), .initial = "0", .maximum = 65536, .unit = "channels",
      .help = "muP: scale rates and initial weights so that what was tuned at this width holds at model.width; 0: off."},
     {.type = OPTION_OVERRIDES,
@@ -153,7 +153,7 @@ const Option config_options[] = {
     {CHOICE(optimizer.schedule.kind), .initial = "wsd", .choices = schedules,
      .help = "Shape after the warmup; wsd: constant, then a linear cooldown."},
     {WHOLE(optimizer.schedule.warmup), .initial = "50", .maximum = 1e9, .unit = "steps",
-     .help = "Linear rise from 0; not set, it is at most train.steps."},
+     .help = "Steps of linear rise from 0; unless set, at most train.steps."},
     {REAL(optimizer.schedule.cooldown), .initial = "0.2", .maximum = 1, .unit = "fraction of steps",
      .help = "wsd: the part at the end that decays."},
     {REAL(optimizer.schedule.final), .initial = "0.0", .maximum = 1, .unit = "fraction of lr",
@@ -162,39 +162,40 @@ const Option config_options[] = {
     {CHOICE(optimizer.decay_schedule.kind), .initial = "constant", .choices = schedules,
      .help = "Shape after the warmup; wsd: constant, then a linear cooldown."},
     {WHOLE(optimizer.decay_schedule.warmup), .initial = "0", .maximum = 1e9, .unit = "steps",
-     .help = "Linear rise from 0."},
+     .help = "Steps of linear rise from 0."},
     {REAL(optimizer.decay_schedule.cooldown), .initial = "0.2", .maximum = 1, .unit = "fraction of steps",
-     .help = "wsd: the part at the end over which it falls."},
+     .help = "wsd: the part at the end that decays."},
     {REAL(optimizer.decay_schedule.final), .initial = "0.0", .maximum = 1, .unit = "fraction of weight_decay",
-     .help = "Weight decay at the end; not of constant."},
+     .help = "Weight decay at the end; constant ignores it."},
 
     {REAL(optimizer.muon.momentum), .initial = "0.95", .maximum = 0.999999, .help = "mu, the decay of the momentum M."},
     {REAL(optimizer.muon.momentum_start), .initial = "0.85", .maximum = 0.999999,
-     .help = "Where mu begins under momentum_warmup, and ends under momentum_cooldown."},
+     .help = "Where mu begins with momentum_warmup, and ends with momentum_cooldown."},
     {WHOLE(optimizer.muon.momentum_warmup), .initial = "0", .maximum = 1e9, .unit = "steps",
-     .help = "Over which mu rises linearly from momentum_start; 0: none."},
+     .help = "Steps over which mu rises linearly from momentum_start; 0: none."},
     {WHOLE(optimizer.muon.momentum_cooldown), .initial = "0", .maximum = 1e9, .unit = "steps",
-     .help = "At the end, over which mu goes back to momentum_start; 0: none."},
+     .help = "Steps at the end over which mu returns to momentum_start; 0: none."},
     {CHOICE(optimizer.muon.momentum_form), .initial = "sum", .choices = momentum_forms,
      .help = "sum: M = mu M + G; ema: M = mu M + (1 - mu) G."},
     {FLAG(optimizer.muon.nesterov), .initial = "true", .help = "The update looks one gradient ahead."},
     {CHOICE(optimizer.muon.orthogonalize), .initial = "newton-schulz", .choices = orthogonalizers,
-     .help = "How msign(U) is computed; svd is exact and slow; schatten is steepest descent in another norm, by SVD."},
+     .help = "How msign(U) is computed. svd is exact and slow; schatten is steepest descent in another norm, by SVD."},
     {CHOICE(optimizer.muon.form), .initial = "auto", .choices = newton_schulz_forms,
-     .help = "Newton-Schulz by full products, by half of symmetric ones, or on Gram matrices, which takes fp32; auto: "
+     .help = "Newton-Schulz by full products, by half of symmetric ones, or on Gram matrices, which needs fp32; auto: "
              "the fastest for each shape. The results are the same up to rounding."},
     {REAL(optimizer.muon.schatten_p), .initial = "4", .minimum = 2, .maximum = 1e6,
-     .help = "schatten: the p of the norm. 2 is the gradient, normalised; the larger, the nearer to msign(U)."},
+     .help = "schatten: the p of the norm. 2 is the normalised gradient; the larger, the nearer to msign(U)."},
     {COEFFICIENTS(optimizer.muon.coefficients), .initial = "muon", .choices = coefficient_sets, .minimum = -1e6,
      .maximum = 1e6, .help = "Newton-Schulz polynomial: a named set, or [[a, b, c], ...], one triple per iteration."},
     {WHOLE(optimizer.muon.iterations), .initial = "5", .minimum = 1, .maximum = 100,
-     .help = "Of a set with one triple; the others have their own number."},
+     .help = "For a set with one triple; the other sets have their own number."},
     {CHOICE(optimizer.muon.scale), .initial = "rms", .choices = update_scales,
-     .help = "Of muon's (n, m) update. rms: rms * sqrt(max(n, m)); original: sqrt(max(1, n/m)); spectral: sqrt(n/m)."},
+     .help = "Scale of muon's (n, m) update. rms: rms * sqrt(max(n, m)); original: sqrt(max(1, n/m)); spectral: "
+             "sqrt(n/m)."},
     {REAL(optimizer.muon.rms), .initial = "0.2", .maximum = 100,
-     .help = "Root mean square of an update's elements, in units of lr: under scale rms, and of normuon and adamuon."},
+     .help = "Root mean square of an update's elements, in units of lr: for scale rms, and for normuon and adamuon."},
     {LIST(optimizer.muon.per_head), .initial = "[]", .choices = head_blocks,
-     .help = "Blocks that are orthogonalized head by head. Under mla, q, q_rope, k and v are the Muon Split of GLM-5."},
+     .help = "Blocks that are orthogonalized head by head. With mla, q, q_rope, k and v make the Muon Split of GLM-5."},
 
     {REAL(optimizer.adamw.lr), .initial = "0", .maximum = 100, .help = "Peak learning rate; 0: optimizer.lr."},
     {REAL(optimizer.adamw.beta1), .initial = "0.9", .maximum = 0.999999, .help = "Decay of the first moment."},
@@ -211,46 +212,55 @@ const Option config_options[] = {
      .help = "Weight of the old momentum in the update, the sign of beta1 M + (1 - beta1) G."},
     {REAL(optimizer.lion.beta2), .initial = "0.99", .maximum = 0.999999, .help = "Decay of the momentum M."},
 
-    {FLAG(qk_clip.enabled), .initial = "true", .help = "Clip after each step; not set, it is off under model.qk_norm."},
+    {FLAG(qk_clip.enabled), .initial = "true", .help = "Clip after each step; unless set, off with model.qk_norm."},
     {REAL(qk_clip.threshold), .initial = "100.0", .minimum = 1e-3, .maximum = 1e9, .help = "tau, the largest logit."},
     {REAL(qk_clip.alpha), .initial = "0.5", .maximum = 1, .help = "W_q *= gamma^alpha, W_k *= gamma^(1 - alpha)."},
 
     {WHOLE(probe.spectrum_every), .initial = "100", .maximum = 1e9, .unit = "steps",
-     .help = "Between measurements of singular values; 0: off."},
+     .help = "Steps between measurements of singular values; 0: off."},
     {FLAG(probe.orthogonality), .initial = "true",
-     .help = "At these steps: how far from orthogonal the orthogonalized updates are."},
+     .help = "At those steps, how far from orthogonal the orthogonalized updates are."},
     {FLAG(probe.rms), .initial = "true",
-     .help = "At these steps: size of weights and updates, and how large the decay lets weights grow."},
+     .help = "At those steps, the size of weights and updates, and how large the decay lets weights grow."},
     {WHOLE(probe.logits_every), .initial = "100", .maximum = 1e9, .unit = "steps",
-     .help = "Between censuses of attention logits: where the largest are, how many exceed tau; 0: off."},
+     .help = "Steps between censuses of attention logits: where the largest are, how many exceed tau; 0: off."},
     {WHOLE(probe.clips_every), .initial = "100", .maximum = 1e9, .unit = "steps",
-     .help = "Between reports of what QK-Clip has done to each head so far; 0: off."},
+     .help = "Steps between reports of what QK-Clip has done to each head so far; 0: off."},
     {WHOLE(probe.bound_every), .initial = "100", .maximum = 1e9, .unit = "steps",
-     .help = "Between bounds of attention logits from norms of inputs and weights; 0: off, as with model.qk_norm."},
+     .help =
+         "Steps between bounds of attention logits from norms of inputs and weights; 0: off, as with model.qk_norm."},
     {LIST(probe.blocks), .initial = "[\"q\",\"k\"]", .choices = hidden_blocks,
-     .help = "Blocks that collision, momentum and shadow watch; those that the model lacks are passed over."},
+     .help = "Blocks that collision, momentum and shadow watch; those the model lacks are skipped."},
     {WHOLE(probe.collision_every), .initial = "200", .maximum = 1e9, .unit = "steps",
-     .help = "Between measurements of how updates meet the largest singular triples of the weights; 0: off."},
+     .help = "Steps between measurements of how updates meet the largest singular triples of the weights; 0: off."},
     {WHOLE(probe.collision_top), .initial = "8", .minimum = 1, .maximum = 64, .unit = "triples",
      .help = "k: how many of the largest singular triples count."},
     {WHOLE(probe.momentum_every), .initial = "200", .maximum = 1e9, .unit = "steps",
-     .help = "Between comparisons of momentum and gradient, and of the gradients of micro-batches; 0: off."},
+     .help = "Steps between comparisons of momentum and gradient, and of the gradients of micro-batches; 0: off."},
     {WHOLE(probe.shadow_every), .initial = "200", .maximum = 1e9, .unit = "steps",
-     .help = "Between measurements of what AdamW and Muon would each do with the run's gradients; 0: off."},
+     .help = "Steps between measurements of what AdamW and Muon would each do with the run's gradients; 0: off."},
 
     {WHOLE(checkpoint.every), .initial = "500", .maximum = 1e9, .unit = "steps",
-     .help = "Between checkpoints; 0: only at the end."},
-    {WHOLE(checkpoint.keep), .initial = "3", .maximum = 1e9, .help = "Newest checkpoints that stay; 0: all."},
+     .help = "Steps between checkpoints; 0: only at the end."},
+    {WHOLE(checkpoint.keep), .initial = "3", .maximum = 1e9,
+     .help = "How many of the newest checkpoints to keep; 0: all."},
 
     {FLAG(debug.scan_nan), .initial = "false", .help = "Stop at the first op that makes a NaN, and name it; slow."},
-    {STRING(debug.fault), .initial = "off", .help = "linear:37 turns an output of that op into NaN after 37 calls."},
+    {STRING(debug.fault), .initial = "off",
+     .help = "op:calls turns an output of that op into NaN after so many calls, such as linear:37."},
 
     {CHOICE(dry_run.gpu), .initial = "H100", .choices = planned_gpus,
      .help = "The GPU whose training step is predicted."},
 };
 const int config_option_count = sizeof config_options / sizeof *config_options;
 
+const RetiredKey config_retired[] = {
+    {"debug.retired", "it never did anything; it stands here for the tests"},
+};
+const int config_retired_count = sizeof config_retired / sizeof *config_retired;
+
 _Static_assert(sizeof config_options / sizeof *config_options <= OPTION_MAX, "OPTION_MAX is too small");
+_Static_assert(sizeof config_retired / sizeof *config_retired <= RETIRED_MAX, "RETIRED_MAX is too small");
 _Static_assert(sizeof(Preset) == sizeof(int), "choices are written through int");
 
 const Option *option_find(const char *path) {
@@ -263,6 +273,13 @@ const Option *option_find(const char *path) {
 const Section *section_find(const char *path) {
     for (int i = 0; i < config_section_count; i++) {
         if (strcmp(config_sections[i].path, path) == 0) return &config_sections[i];
+    }
+    return NULL;
+}
+
+const RetiredKey *option_find_retired(const char *path) {
+    for (int i = 0; i < config_retired_count; i++) {
+        if (strcmp(config_retired[i].path, path) == 0) return &config_retired[i];
     }
     return NULL;
 }

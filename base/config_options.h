@@ -1,6 +1,6 @@
 /* The table of options: one row per key, from which everything else about keys follows.
  *
- * config.c reads and checks by it, config_print.c prints --help, --schema, docs/configuration.md and config.json from
+ * config.c reads by it, config_print.c prints --help, --schema, docs/configuration.md and config.json from
  * it. A row's defaults are written as a user would write them after key= on the command line, and are read the same
  * way.
  */
@@ -41,16 +41,25 @@ typedef struct {
     const char *help;
 } Section;
 
+/* A key that has gone. Files of older versions may still hold it: any value is read and ignored, and Config.note says
+ * so. It is not written, and stands in no help or schema. */
+typedef struct {
+    const char *path, *reason; /* "probe.x", "since 0.2 the record y shows it" */
+} RetiredKey;
+
 extern const Option config_options[];
 extern const int config_option_count;
+extern const RetiredKey config_retired[];
+extern const int config_retired_count;
 extern const Section config_sections[];
 extern const int config_section_count;
 
-enum { OPTION_MAX = 160 }; /* bound of config_option_count, for arrays beside the table */
+enum { OPTION_MAX = 160, RETIRED_MAX = 16 }; /* bounds of the counts, for arrays beside the tables */
 
 /* Rows by path; NULL: there is none. */
 const Option *option_find(const char *path);
 const Section *section_find(const char *path);
+const RetiredKey *option_find_retired(const char *path);
 
 /* "model" of "model.width", "" of "name": the length of the section's path. The key itself: "width". */
 int option_section_length(const char *path);

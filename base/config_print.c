@@ -88,6 +88,12 @@ void config_print_markdown(FILE *out) {
         }
         fputc('\n', out);
     }
+    fprintf(out, "### Retired keys\n\nRead and ignored, so that runs of older versions resume.\n\n");
+    fprintf(out, "| key | why |\n|---|---|\n");
+    for (int i = 0; i < config_retired_count; i++) {
+        fprintf(out, "| `%s` | %s |\n", config_retired[i].path, config_retired[i].reason);
+    }
+    fputc('\n', out);
 }
 
 /* ---- nesting ---------------------------------------------------------------------------------------------------- */

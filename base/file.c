@@ -74,7 +74,7 @@ Status file_read(const char *path, int64_t limit, char **data, int64_t *size) {
         goto done;
     }
     if (count < expected) {
-        status = status_error(STATUS_IO, "%s: cannot read: it shrank from %lld to %lld bytes meanwhile", path,
+        status = status_error(STATUS_IO, "%s: cannot read: it shrank from %lld to %lld bytes while it was read", path,
                               (long long)expected, (long long)count);
         goto done;
     }

@@ -130,9 +130,11 @@ static Status open_files(Dataset *dataset, const char *pattern, bool validation)
     if (FAILED(status, check_tokens(dataset))) goto done;
     lay_out_windows(dataset);
     if (dataset_windows(dataset) == 0) {
-        status = status_error(
-            STATUS_BAD_INPUT, "%s: %lld tokens in %lld files, but none holds the %lld of one window: model.context + 1",
-            pattern, (long long)dataset->tokens, (long long)files.count, (long long)(dataset->context + 1));
+        status =
+            status_error(STATUS_BAD_INPUT,
+                         "%s: %lld tokens in %lld file%s, but none holds the %lld of one window: model.context + 1",
+                         pattern, (long long)dataset->tokens, (long long)files.count, files.count == 1 ? "" : "s",
+                         (long long)(dataset->context + 1));
         goto done;
     }
     for (int64_t i = 0; i < dataset->source_count; i++)

@@ -18,6 +18,7 @@
 #include <unistd.h>
 
 #include "base/file.h"
+#include "base/integer.h"
 #include "data/shard.h"
 #include "data/tokenizer.h"
 
@@ -42,13 +43,13 @@ PrepareOptions prepare_defaults(void) {
 }
 
 static Status check_options(int file_count, PrepareOptions options) {
-    if (file_count < 1) return status_error(STATUS_BAD_INPUT, "prepare: no text file is named");
+    if (file_count < 1) return status_error(STATUS_BAD_INPUT, "prepare: no text file given");
     if (!(options.validation_fraction > 0.0 && options.validation_fraction < 0.5))
-        return status_error(STATUS_BAD_INPUT, "prepare: a validation fraction of %g is not between 0 and 0.5",
+        return status_error(STATUS_BAD_INPUT, "prepare: expected a validation fraction above 0 and below 0.5, found %g",
                             options.validation_fraction);
     if (options.shard_tokens < 1 || options.shard_tokens > INT32_MAX)
-        return status_error(STATUS_BAD_INPUT, "prepare: a shard size of %lld tokens is not between 1 and %d",
-                            (long long)options.shard_tokens, INT32_MAX);
+        return status_error(STATUS_BAD_INPUT, "prepare: expected a shard size of 1 to %d tokens, found %lld", INT32_MAX,
+                            (long long)options.shard_tokens);
     return status_ok();
 }
 
@@ -98,7 +99,7 @@ static Status write_shard(const char *path, TextStream *stream, int64_t count) {
     Status status;
     if (FAILED(status, shard_writer_open(&writer, path, TOKEN_U16))) return status;
     for (int64_t done = 0; done < count; done += PIECE_BYTES) {
-        int64_t length = count - done < PIECE_BYTES ? count - done : PIECE_BYTES;
+        int64_t length = smaller(count - done, PIECE_BYTES);
         if (FAILED(status, read_text(stream, text, length))) goto abandon;
         tokenizer_encode_bytes(text, length, tokens);
         if (FAILED(status, shard_writer_add(&writer, tokens, length))) goto abandon;
@@ -112,7 +113,7 @@ abandon:
 static Status write_split(const char *folder, TextStream *stream, Split split, int64_t shard_tokens, FILE *log) {
     int64_t number = split.first_number;
     for (int64_t at = split.begin; at < split.end; at += shard_tokens, number++) {
-        int64_t count = split.end - at < shard_tokens ? split.end - at : shard_tokens;
+        int64_t count = smaller(split.end - at, shard_tokens);
         char name[64], path[PATH_SIZE];
         snprintf(name, sizeof name, "%s_%06lld.bin", split.prefix, (long long)number);
         Status status;
@@ -170,8 +171,8 @@ static Status move_corpus(const char *from, const char *to) {
 /* ---- the whole -------------------------------------------------------------------------------------------------- */
 
 static Status write_corpus(const char *folder, TextStream *stream, int64_t total, PrepareOptions options, FILE *log) {
-    int64_t validation = llround((double)total * options.validation_fraction);
-    validation = validation < 1 ? 1 : validation; /* a fraction below one half leaves at least one byte for training */
+    /* a fraction below one half leaves at least one byte for training */
+    int64_t validation = larger(llround((double)total * options.validation_fraction), 1);
     Split train = {"train", 1, 0, total - validation}, val = {"val", 0, total - validation, total};
     Status status;
     if (FAILED(status, write_split(folder, stream, train, options.shard_tokens, log))) return status;

@@ -12,6 +12,8 @@
 #include <sys/stat.h>
 #include <unistd.h>
 
+#include "base/integer.h"
+
 _Static_assert(__BYTE_ORDER__ == __ORDER_LITTLE_ENDIAN__, "token files are little-endian and are mapped as they are");
 
 typedef struct {
@@ -39,14 +41,14 @@ static Status check_header(Shard *shard) {
     shard->format = find_format(header->magic);
     if (!shard->format)
         return status_error(STATUS_BAD_INPUT,
-                            "%s: no token file: offset 0 holds the magic number %d instead of %d (uint16) or %d "
-                            "(uint32); text becomes token files with `./train_gpt prepare OUT_DIR FILE...`",
+                            "%s is not a token file: found the magic number %d at offset 0, expected %d (uint16) or %d "
+                            "(uint32); `./train_gpt prepare OUT_DIR FILE...` makes token files from text",
                             shard->path, header->magic, token_formats[TOKEN_U16].magic, token_formats[TOKEN_U32].magic);
     if (header->version != shard->format->version)
-        return status_error(STATUS_BAD_INPUT, "%s: offset 4 holds version %d, but token files of magic %d have %d",
-                            shard->path, header->version, header->magic, shard->format->version);
+        return status_error(STATUS_BAD_INPUT, "%s: found version %d at offset 4, expected %d after the magic number %d",
+                            shard->path, header->version, shard->format->version, header->magic);
     if (header->count < 1)
-        return status_error(STATUS_BAD_INPUT, "%s: offset 8 holds a token count of %d; at least 1 is needed",
+        return status_error(STATUS_BAD_INPUT, "%s: found a token count of %d at offset 8, expected at least 1",
                             shard->path, header->count);
     shard->count = header->count;
 
@@ -72,7 +74,7 @@ static Status check_file(Shard *shard, int file) {
                             shard->path, SHARD_HEADER_BYTES);
     if (shard->bytes < SHARD_HEADER_BYTES)
         return status_error(STATUS_BAD_INPUT,
-                            "%s: the file ends at offset %lld, within the header of %d bytes that a token file has",
+                            "%s: the file ends at offset %lld, inside the header of %d bytes of a token file",
                             shard->path, (long long)shard->bytes, SHARD_HEADER_BYTES);
     return status_ok();
 }
@@ -144,7 +146,7 @@ static Status bad_token(const Shard *shard, int64_t first, int64_t count, int64_
     while (index < first + count - 1 && (int64_t)shard_token(shard, index) < vocab) index++;
     return status_error(STATUS_BAD_INPUT,
                         "%s: token %lld (offset %lld) is %u, but the vocabulary has %lld: raise model.vocab or prepare "
-                        "the text anew",
+                        "the text again",
                         shard->path, (long long)index, (long long)(SHARD_HEADER_BYTES + index * shard->format->width),
                         shard_token(shard, index), (long long)vocab);
 }
@@ -175,7 +177,7 @@ uint64_t shard_hash(const Shard *shard, uint64_t hash) {
     enum { PIECES = 64, PIECE_TOKENS = 1024 };
     hash = file_hash(hash, &shard->bytes, sizeof shard->bytes);
     hash = file_hash(hash, &shard->count, sizeof shard->count);
-    int64_t length = shard->count < PIECE_TOKENS ? shard->count : PIECE_TOKENS;
+    int64_t length = smaller(shard->count, PIECE_TOKENS);
     for (int64_t i = 0; i < PIECES; i++) {
         int64_t first = (shard->count - length) * i / (PIECES - 1);
         hash = file_hash(hash, token_bytes(shard, first), length * shard->format->width);
@@ -207,7 +209,7 @@ static bool write_u16(FILE *file, const int32_t *tokens, int64_t count) {
     enum { PIECE = 4096 };
     uint16_t piece[PIECE];
     for (int64_t done = 0; done < count; done += PIECE) {
-        int64_t length = count - done < PIECE ? count - done : PIECE;
+        int64_t length = smaller(count - done, PIECE);
         for (int64_t i = 0; i < length; i++) {
             CHECK(tokens[done + i] >= 0 && tokens[done + i] <= UINT16_MAX, "token %d", tokens[done + i]);
             piece[i] = (uint16_t)tokens[done + i];
@@ -221,8 +223,8 @@ Status shard_writer_add(ShardWriter *writer, const int32_t *tokens, int64_t coun
     if (count > INT32_MAX - writer->count) {
         shard_writer_abandon(writer);
         return status_error(STATUS_BAD_INPUT,
-                            "%s: the file would hold more than %d tokens, the most that its header can say",
-                            writer->path, INT32_MAX);
+                            "%s: the file would hold more than %d tokens, the most its header can hold", writer->path,
+                            INT32_MAX);
     }
     bool written = writer->format->type == TOKEN_U16
                        ? write_u16(writer->file, tokens, count)
@@ -235,7 +237,7 @@ Status shard_writer_add(ShardWriter *writer, const int32_t *tokens, int64_t coun
 Status shard_writer_finish(ShardWriter *writer) {
     if (writer->count == 0) {
         shard_writer_abandon(writer);
-        return status_error(STATUS_BAD_INPUT, "%s: the file would hold no token", writer->path);
+        return status_error(STATUS_BAD_INPUT, "%s: there are no tokens to write", writer->path);
     }
     ShardHeader header = {writer->format->magic, writer->format->version, (int32_t)writer->count, {0}};
     FILE *file = writer->file;

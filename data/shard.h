@@ -41,8 +41,8 @@ typedef struct {
     void *map;     /* the whole file, read-only */
 } Shard;
 
-/* STATUS_IO: the file cannot be opened or mapped. STATUS_BAD_INPUT: it is no token file, or has another size than its
- * header says. Messages name file, offset, what was found and what was expected. */
+/* STATUS_IO: the file cannot be opened or mapped. STATUS_BAD_INPUT: it is not a token file, or has another size than
+ * its header says. Messages name file, offset, what was found and what was expected. */
 Status shard_open(Shard *shard, const char *path);
 void shard_close(Shard *shard);
 

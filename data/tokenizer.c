@@ -5,6 +5,7 @@
 #include <string.h>
 
 #include "base/file.h"
+#include "base/integer.h"
 
 _Static_assert(__BYTE_ORDER__ == __ORDER_LITTLE_ENDIAN__,
                "tokenizer files are little-endian and are copied as they are");
@@ -41,18 +42,21 @@ static Status check_header(const char *path, const TokenizerHeader *header, int6
         return status_error(STATUS_BAD_INPUT, "%s: the file has %lld bytes, fewer than a tokenizer's header of %zu",
                             path, (long long)size, sizeof *header);
     if (header->magic != MAGIC)
-        return status_error(STATUS_BAD_INPUT, "%s: no tokenizer file: offset 0 holds the magic number %u instead of %d",
-                            path, header->magic, MAGIC);
+        return status_error(STATUS_BAD_INPUT,
+                            "%s is not a tokenizer file: found the magic number %u at offset 0, expected %d", path,
+                            header->magic, MAGIC);
     if (header->version != VERSION)
-        return status_error(STATUS_BAD_INPUT, "%s: offset 4 holds version %u; %d is expected", path, header->version,
+        return status_error(STATUS_BAD_INPUT, "%s: found version %u at offset 4, expected %d", path, header->version,
                             VERSION);
     /* A token takes at least its length byte. */
     if (header->count < 1 || header->count > size - (int64_t)sizeof *header)
-        return status_error(STATUS_BAD_INPUT, "%s: offset 8 holds a token count of %u, impossible in %lld bytes", path,
-                            header->count, (long long)size);
+        return status_error(STATUS_BAD_INPUT, "%s: found a token count of %u at offset 8, impossible in %lld bytes",
+                            path, header->count, (long long)size);
     if (header->end_of_text >= header->count)
-        return status_error(STATUS_BAD_INPUT, "%s: offset 12 names token %u as the end of a text, but there are %u",
-                            path, header->end_of_text, header->count);
+        return status_error(
+            STATUS_BAD_INPUT,
+            "%s: found token %u as the end of text at offset 12, expected one below the token count of %u", path,
+            header->end_of_text, header->count);
     return status_ok();
 }
 
@@ -63,7 +67,7 @@ static Status parse_tokens(Tokenizer *tokenizer, const char *path, const uint8_t
         int64_t length = offset < size ? data[offset] : 0;
         if (offset >= size || length > size - offset - 1)
             return status_error(STATUS_BAD_INPUT,
-                                "%s: truncated: token %lld of %lld at offset %lld goes beyond the %lld "
+                                "%s: truncated: token %lld of %lld at offset %lld runs past the %lld "
                                 "bytes of the file",
                                 path, (long long)t, (long long)tokenizer->count, (long long)offset, (long long)size);
         tokenizer->start[t] = used;
@@ -86,7 +90,7 @@ Status tokenizer_read(Tokenizer *tokenizer, const char *path) {
     Status status;
     if (FAILED(status, file_read(path, FILE_LIMIT, &data, &size))) return status;
     TokenizerHeader header = {0};
-    memcpy(&header, data, size < (int64_t)sizeof header ? (size_t)size : sizeof header);
+    memcpy(&header, data, (size_t)smaller(size, sizeof header));
     if (FAILED(status, check_header(path, &header, size))) goto done;
     if (FAILED(status, allocate(tokenizer, header.count, size))) goto done;
     tokenizer->end_of_text = header.end_of_text;

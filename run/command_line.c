@@ -17,9 +17,9 @@ typedef struct {
 static const CommandRow command_rows[] = {
     {"", COMMAND_TRAIN, 0, 1, "[CONFIG.json] [key=value ...]",
      "train; without CONFIG configs/default.json, which needs no data"},
-    {"--resume", COMMAND_TRAIN, 1, 1, "--resume RUN_DIR [key=value ...]", "go on from the newest intact checkpoint"},
+    {"--resume", COMMAND_TRAIN, 1, 1, "--resume RUN_DIR [key=value ...]", "continue from the newest intact checkpoint"},
     {"--dry-run", COMMAND_DRY_RUN, 0, 1, "--dry-run [CONFIG.json] [key=value ...]",
-     "print resolved config, routing, memory and FLOPs; of a GPU, device=cuda, also the predicted step"},
+     "print resolved config, routing, memory and FLOPs; with device=cuda also the predicted step"},
     {"sample", COMMAND_SAMPLE, 1, 1, "sample RUN_DIR [--prompt TEXT] ...", "generate text"},
     {"eval", COMMAND_EVAL, 1, 1, "eval RUN_DIR [key=value ...]", "loss over the whole validation set"},
     {"prepare", COMMAND_PREPARE, 2, 1 << 20, "prepare OUT_DIR FILE...", "text to byte-level token shards"},
@@ -45,28 +45,28 @@ typedef struct {
 
 static const FlagRow flag_rows[] = {
     {COMMAND_SAMPLE, "--prompt", FLAG_TEXT, offsetof(CommandLine, prompt), 0, 0,
-     "text to go on from (default: a new line)"},
+     "prompt to continue (default: a new line)"},
     {COMMAND_SAMPLE, "--length", FLAG_INTEGER, offsetof(CommandLine, length), 1, 1e6, "tokens to generate (256)"},
     {COMMAND_SAMPLE, "--temperature", FLAG_REAL, offsetof(CommandLine, temperature), 0, 100,
-     "0 takes the likeliest token (0.8)"},
+     "0 takes the most likely token (0.8)"},
     {COMMAND_SAMPLE, "--top-k", FLAG_INTEGER, offsetof(CommandLine, top_k), 0, 1e6,
-     "choose among the k likeliest; 0: among all (0)"},
+     "choose among the k most likely tokens; 0: among all (0)"},
     {COMMAND_SAMPLE, "--seed", FLAG_INTEGER, offsetof(CommandLine, sample_seed), 0, 9e15,
-     "another seed, another text (1)"},
+     "the same seed gives the same text (1)"},
     {COMMAND_PREPARE, "--val-fraction", FLAG_REAL, offsetof(CommandLine, val_fraction), 1e-6, 0.499999,
      "share of the text kept for validation (0.1)"},
     {COMMAND_PREPARE, "--shard-tokens", FLAG_INTEGER, offsetof(CommandLine, shard_tokens), 1, 2147483647,
      "tokens of the largest shard (100000000)"},
     {COMMAND_FIT_COEFFICIENTS, "--shapes", FLAG_TEXT, offsetof(CommandLine, fit_shapes), 0, 0,
-     "matrices that the spectra are of (1024x1024)"},
+     "shapes of the random matrices (1024x1024)"},
     {COMMAND_FIT_COEFFICIENTS, "--iterations", FLAG_INTEGER, offsetof(CommandLine, fit_iterations), 1, 20,
-     "of Newton-Schulz, all with the same coefficients (5)"},
+     "Newton-Schulz iterations, all with the same coefficients (5)"},
     {COMMAND_FIT_COEFFICIENTS, "--samples", FLAG_INTEGER, offsetof(CommandLine, fit_samples), 1, 1000,
      "matrices of each shape (2)"},
     {COMMAND_FIT_COEFFICIENTS, "--steps", FLAG_INTEGER, offsetof(CommandLine, fit_steps), 1, 1e6,
-     "of the gradient descent (2000)"},
+     "steps of gradient descent (2000)"},
     {COMMAND_FIT_COEFFICIENTS, "--seed", FLAG_INTEGER, offsetof(CommandLine, sample_seed), 0, 9e15,
-     "another seed, other matrices (1)"},
+     "the same seed gives the same matrices (1)"},
 };
 enum { FLAG_ROWS = sizeof flag_rows / sizeof flag_rows[0] };
 
@@ -96,8 +96,8 @@ static Status set_flag(CommandLine *line, const FlagRow *flag, const char *text)
     double value = strtod(text, &end);
     bool whole = flag->type == FLAG_REAL || value == floor(value);
     if (end == text || *end || errno || !whole || !(value >= flag->low && value <= flag->high))
-        return status_error(STATUS_BAD_INPUT, "command line: %s=%s: wanted %s from %g to %g", flag->name, text,
-                            flag->type == FLAG_INTEGER ? "a whole number" : "a number", flag->low, flag->high);
+        return status_error(STATUS_BAD_INPUT, "command line: %s: expected a %snumber from %g to %g, found \"%s\"",
+                            flag->name, flag->type == FLAG_INTEGER ? "whole " : "", flag->low, flag->high, text);
     if (flag->type == FLAG_INTEGER)
         *(int64_t *)target = (int64_t)value;
     else
@@ -114,16 +114,15 @@ static bool is_override(Command command, const char *word) {
 
 static Status unknown_argument(const char *word) {
     if (find_command(word))
-        return status_error(STATUS_BAD_INPUT,
-                            "command line: %s must be the first argument; ./train_gpt --help shows how", word);
-    return status_error(STATUS_BAD_INPUT, "command line: %s is no command or option; ./train_gpt --help lists them",
-                        word);
+        return status_error(STATUS_BAD_INPUT, "command line: %s must be the first argument; see ./train_gpt --help",
+                            word);
+    return status_error(STATUS_BAD_INPUT, "command line: unknown option %s; ./train_gpt --help lists all", word);
 }
 
 static Status place_arguments(CommandLine *line, const CommandRow *row) {
     if (line->file_count < row->least || line->file_count > row->most)
-        return status_error(STATUS_BAD_INPUT, "command line: wanted ./train_gpt %s; got %d plain argument%s",
-                            row->usage, line->file_count, line->file_count == 1 ? "" : "s");
+        return status_error(STATUS_BAD_INPUT, "command line: usage: ./train_gpt %s; found %d argument%s", row->usage,
+                            line->file_count, line->file_count == 1 ? "" : "s");
     const char *first = line->file_count > 0 ? line->files[0] : NULL;
     if (strcmp(row->word, "--resume") == 0)
         line->resume_dir = first;
@@ -176,14 +175,20 @@ Status command_line_parse(CommandLine *line, int argc, char **argv) {
     return place_arguments(line, row);
 }
 
+Status command_line_load(const CommandLine *line, const char *path, Config *config) {
+    Status status = config_load(config, path, line->override_count, line->overrides);
+    if (!status.code) fputs(config->note, stderr);
+    return status;
+}
+
 Status command_line_config(const CommandLine *line, Config *config) {
     char path[PATH_SIZE];
     if (line->resume_dir) {
         Status status = path_join(path, line->resume_dir, "config.json");
-        return status.code ? status : config_load(config, path, line->override_count, line->overrides);
+        return status.code ? status : command_line_load(line, path, config);
     }
     const char *standard = file_exists("configs/default.json") ? "configs/default.json" : NULL;
-    return config_load(config, line->config_path ? line->config_path : standard, line->override_count, line->overrides);
+    return command_line_load(line, line->config_path ? line->config_path : standard, config);
 }
 
 /* ---- help ------------------------------------------------------------------------------------------------------- */

@@ -50,7 +50,7 @@ static Status load_run_config(const CommandLine *line, Config *config) {
         return status_error(STATUS_BAD_INPUT, "%s is a checkpoint; give the run's folder, two levels up",
                             line->run_dir);
     status = path_join(path, line->run_dir, "config.json");
-    return status.code ? status : config_load(config, path, line->override_count, line->overrides);
+    return status.code ? status : command_line_load(line, path, config);
 }
 
 /* The weights of the run's newest intact checkpoint. */
@@ -119,9 +119,9 @@ static Status encode_prompt(const char *prompt, const Tokenizer *tokenizer, cons
             if (end == next || token < 0 || token >= vocab)
                 return status_error(
                     STATUS_BAD_INPUT,
-                    "--prompt: \"%.20s\" is no token number in [0, %lld); text takes a byte-level tokenizer.bin, and "
-                    "there is none beside data.train=%s",
-                    next, (long long)vocab, config->data.train);
+                    "--prompt: expected a token number in [0, %lld), found \"%.20s\"; text needs a byte-level "
+                    "tokenizer.bin, and there is none beside data.train=%s",
+                    (long long)vocab, next, config->data.train);
             (*tokens)[(*count)++] = (int32_t)token;
             next = end + strspn(end, " \t\n,");
         }

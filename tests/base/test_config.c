@@ -8,7 +8,7 @@
 #include <stdlib.h>
 #include <string.h>
 
-#include "base/config.h"
+#include "base/config_options.h"
 
 enum { OVERRIDES_MAX = 4, FILE_LIMIT = 1 << 20 };
 
@@ -73,11 +73,11 @@ static const Refusal refusals[] = {
      {0},
      "x.json:1: optimizer.momentum: unknown key; did you mean \"optimizer.muon.momentum\"?"},
     {"{\"zzzzzz\": 1}", {0}, "x.json:1: zzzzzz: unknown key; train_gpt --help lists all keys"},
-    {"{\"model.width\": 1}", {0}, "x.json:1: model.width: keys hold no dots in a file; nest objects"},
+    {"{\"model.width\": 1}", {0}, "x.json:1: model.width: keys in a file contain no dots; nest objects"},
     {"{\"\": {\"seed\": 1}}", {0}, "x.json:1: : unknown key; train_gpt --help lists all keys"},
     {NULL, {"model.withd=5"}, "command line: model.withd: unknown key; did you mean \"width\"?"},
-    {NULL, {"resume"}, "command line: \"resume\" is not of the form key=value"},
-    {NULL, {"=5"}, "command line: \"=5\" is not of the form key=value"},
+    {NULL, {"resume"}, "command line: expected key=value, found \"resume\""},
+    {NULL, {"=5"}, "command line: expected key=value, found \"=5\""},
     /* keys given twice */
     {"{\"seed\": 1,\n\"seed\": 1}", {0}, "x.json:2: seed: the key is given twice"},
     {"{\"model\": {},\n\"seed\": 1,\n\"model\": {}}", {0}, "x.json:3: model: the key is given twice"},
@@ -85,32 +85,34 @@ static const Refusal refusals[] = {
      {0},
      "x.json:2: optimizer.overrides.embed: the key is given twice"},
     /* types */
-    {"[]", {0}, "x.json:1: the configuration: wants an object { ... }, got a list"},
-    {"{\"model\": 3}", {0}, "x.json:1: model: wants an object { ... }, got 3"},
-    {"{\"train\": {\"steps\": \"abc\"}}", {0}, "x.json:1: train.steps: wants a whole number, got the string \"abc\""},
-    {"{\"train\": {\"steps\": 1.5}}", {0}, "x.json:1: train.steps: wants a whole number, got 1.5"},
-    {"{\"train\": {\"steps\": null}}", {0}, "x.json:1: train.steps: wants a whole number, got null"},
-    {"{\"train\": {\"grad_clip\": true}}", {0}, "x.json:1: train.grad_clip: wants a number, got true"},
-    {"{\"profile\": 1}", {0}, "x.json:1: profile: wants true or false, got 1"},
-    {"{\"name\": 12}", {0}, "x.json:1: name: wants a string, got 12"},
-    {"{\"model\": {\"norm\": {}}}", {0}, "x.json:1: model.norm: wants one of layernorm, rmsnorm, got an object"},
+    {"[]", {0}, "x.json:1: the configuration: expected an object { ... }, found a list"},
+    {"{\"model\": 3}", {0}, "x.json:1: model: expected an object { ... }, found 3"},
+    {"{\"train\": {\"steps\": \"abc\"}}",
+     {0},
+     "x.json:1: train.steps: expected a whole number, found the string \"abc\""},
+    {"{\"train\": {\"steps\": 1.5}}", {0}, "x.json:1: train.steps: expected a whole number, found 1.5"},
+    {"{\"train\": {\"steps\": null}}", {0}, "x.json:1: train.steps: expected a whole number, found null"},
+    {"{\"train\": {\"grad_clip\": true}}", {0}, "x.json:1: train.grad_clip: expected a number, found true"},
+    {"{\"profile\": 1}", {0}, "x.json:1: profile: expected true or false, found 1"},
+    {"{\"name\": 12}", {0}, "x.json:1: name: expected a string, found 12"},
+    {"{\"model\": {\"norm\": {}}}", {0}, "x.json:1: model.norm: expected one of layernorm, rmsnorm, found an object"},
     {"{\"optimizer\": {\"muon\": {\"per_head\": \"q\"}}}",
      {0},
-     "x.json:1: optimizer.muon.per_head: wants a list such as [\"q\", \"k\"], got the string \"q\""},
+     "x.json:1: optimizer.muon.per_head: expected a list such as [\"q\", \"k\"], found the string \"q\""},
     {"{\"optimizer\": {\"overrides\": [1]}}",
      {0},
-     "x.json:1: optimizer.overrides: wants an object of block patterns and optimizers, got a list"},
+     "x.json:1: optimizer.overrides: expected an object of block patterns and optimizers, found a list"},
     {"{\"optimizer\": {\"muon\": {\"coefficients\": 5}}}",
      {0},
-     "x.json:1: optimizer.muon.coefficients: wants the name of a set, or a list of triples [a, b, c], got 5"},
+     "x.json:1: optimizer.muon.coefficients: expected the name of a set, or a list of triples [a, b, c], found 5"},
     {"{\"optimizer\": {\"muon\": {\"coefficients\": [\n[1, 2]]}}}",
      {0},
-     "x.json:2: optimizer.muon.coefficients: wants triples [a, b, c], got a list of 2"},
+     "x.json:2: optimizer.muon.coefficients: expected triples [a, b, c], found a list of 2"},
     {"{\"optimizer\": {\"muon\": {\"coefficients\": []}}}",
      {0},
-     "x.json:1: optimizer.muon.coefficients: wants 1 to 16 triples, got 0"},
-    {NULL, {"optimizer.lr=nan"}, "command line: optimizer.lr: wants a number, got the string \"nan\""},
-    {NULL, {"model=llama"}, "command line: model: wants an object { ... }, got the string \"llama\""},
+     "x.json:1: optimizer.muon.coefficients: expected 1 to 16 triples, found 0"},
+    {NULL, {"optimizer.lr=nan"}, "command line: optimizer.lr: expected a number, found the string \"nan\""},
+    {NULL, {"model=llama"}, "command line: model: expected an object { ... }, found the string \"llama\""},
     {NULL, {"optimizer.muon.per_head=[q]"}, "command line: optimizer.muon.per_head:1:2: expected a value, found q"},
     /* ranges */
     {"{\"train\": {\"steps\": 0}}", {0}, "x.json:1: train.steps: 0 is out of range; it must be from 1 to 1000000000"},
@@ -133,8 +135,8 @@ static const Refusal refusals[] = {
     {"{\"name\": \"0123456789012345678901234567890123456789012345678901234567890123\"}",
      {0},
      "x.json:1: name: the string has 64 bytes; at most 63 are allowed"},
-    {"{\n\"name\": \"a/b\"}", {0}, "x.json:2: name: \"a/b\" is no folder name; the run's folder is runs_dir/name"},
-    {NULL, {"name=.."}, "command line: name: \"..\" is no folder name; the run's folder is runs_dir/name"},
+    {"{\n\"name\": \"a/b\"}", {0}, "x.json:2: name: \"a/b\" is not a folder name; the run's folder is runs_dir/name"},
+    {NULL, {"name=.."}, "command line: name: \"..\" is not a folder name; the run's folder is runs_dir/name"},
     /* choices */
     {"{\"model\": {\"norm\": \"rmsnrm\"}}",
      {0},
@@ -157,7 +159,7 @@ static const Refusal refusals[] = {
      "x.json:1: optimizer.overrides.embed: \"shampoo\" is not one of muon, adamw, normuon, adamuon, sgd, lion"},
     {"{\"optimizer\": {\"overrides\": {\"\": \"muon\"}}}",
      {0},
-     "x.json:1: optimizer.overrides: a pattern has 1 to 63 bytes, this one 0"},
+     "x.json:1: optimizer.overrides: expected a pattern of 1 to 63 bytes, found 0"},
     {NULL,
      {"optimizer.muon.coefficients=polarexpress"},
      "command line: optimizer.muon.coefficients: \"polarexpress\" is not one of muon, su, taylor, cubic, you-5, su-5, "
@@ -169,22 +171,22 @@ static const Refusal refusals[] = {
     {"{\"seed\": 1\n \"name\": 2}", {0}, "x.json:2:2: expected a comma or }, found \"name\""},
     {"{\"seed\" 1}", {0}, "x.json:1:9: expected a colon, found 1"},
     {"{seed: 1}", {0}, "x.json:1:2: expected a key in double quotes, found seed"},
-    {"{'seed': 1}", {0}, "x.json:1:2: expected a key in double quotes, found '; strings take double quotes"},
+    {"{'seed': 1}", {0}, "x.json:1:2: expected a key in double quotes, found '; strings need double quotes"},
     {"// a run\n{}", {0}, "x.json:1:1: expected a value, found '/'; JSON has no comments"},
     {"{} {}", {0}, "x.json:1:4: expected the end of the text, found {"},
     {"{\"seed\": tru}", {0}, "x.json:1:10: expected a value, found tru"},
-    {"{\"seed\": NaN}", {0}, "x.json:1:10: NaN is not a number that JSON has; numbers are finite"},
-    {"{\"seed\": -Infinity}", {0}, "x.json:1:10: -Infinity is not a number that JSON has; numbers are finite"},
-    {"{\"seed\": 01}", {0}, "x.json:1:11: a number does not start with 0 and another digit"},
+    {"{\"seed\": NaN}", {0}, "x.json:1:10: NaN is not a JSON number; numbers are finite"},
+    {"{\"seed\": -Infinity}", {0}, "x.json:1:10: -Infinity is not a JSON number; numbers are finite"},
+    {"{\"seed\": 01}", {0}, "x.json:1:11: a number cannot start with 0 and another digit"},
     {"{\"seed\": 1.}", {0}, "x.json:1:12: expected a digit, found }"},
     {"{\"seed\": 1e}", {0}, "x.json:1:12: expected a digit, found }"},
     {"{\"seed\": 0.0000000000000000000000000000000000000000000000000000000000001}",
      {0},
-     "x.json:1:10: a number with 63 characters; at most 60 are read"},
-    {"{\"name\": \"a\n\"}", {0}, "x.json:1:12: a string lacks its closing quote"},
+     "x.json:1:10: a number of 63 characters; at most 60 are allowed"},
+    {"{\"name\": \"a\n\"}", {0}, "x.json:1:12: a string has no closing quote"},
     {"{\"name\": \"a\tb\"}", {0}, "x.json:1:12: the byte 0x09 must be written as an escape in a string"},
     {"{\"name\": \"\\q\"}", {0}, "x.json:1:12: unknown escape in a string"},
-    {"{\"name\": \"\\u12g4\"}", {0}, "x.json:1:13: \\u wants four hex digits"},
+    {"{\"name\": \"\\u12g4\"}", {0}, "x.json:1:13: \\u needs four hex digits"},
     {"{\"name\": \"\\u0000\"}", {0}, "x.json:1:17: \\u0000 is not allowed in a string"},
     {"{\"name\": \"\\ud800\"}", {0}, "x.json:1:17: half a surrogate pair is not a character"},
     {"\xef\xbb\xbf{}", {0}, "x.json:1:1: starts with a byte order mark; save it as UTF-8 without one"},
@@ -204,10 +206,10 @@ static const Refusal refusals[] = {
      "or set model.position to \"learned\""},
     {"{\"model\": {\n\"attention\": \"mla\", \"position\": \"learned\"}}",
      {0},
-     "x.json:2: model.attention \"mla\" has its positions from rope; set model.position to \"rope\""},
+     "x.json:2: model.attention \"mla\" takes its positions from rope; set model.position to \"rope\""},
     {"{\"model\": {\"attention\": \"mla\",\n\"kv_heads\": 2}}",
      {0},
-     "x.json:2: model.attention \"mla\" gives every head keys and values of its own; leave out model.kv_heads (2, with "
+     "x.json:2: model.attention \"mla\" gives every head its own keys and values; leave out model.kv_heads (2, with "
      "model.heads 6)"},
     {"{\"model\": {\"attention\": \"mla\",\n\"qk_norm\": true}}",
      {0},
@@ -220,22 +222,20 @@ static const Refusal refusals[] = {
      "x.json:2: rope turns pairs of channels, and model.head_rope (5) is odd"},
     {"{\"model\": {\n\"kv_rank\": 64}}",
      {0},
-     "x.json:2: model.kv_rank belongs to model.attention \"mla\"; set that, or leave it out"},
-    {NULL,
-     {"model.q_rank=1"},
-     "command line: model.q_rank belongs to model.attention \"mla\"; set that, or leave it out"},
+     "x.json:2: model.kv_rank needs model.attention \"mla\"; set that, or leave it out"},
+    {NULL, {"model.q_rank=1"}, "command line: model.q_rank needs model.attention \"mla\"; set that, or leave it out"},
     {NULL,
      {"model.head_nope=8"},
-     "command line: model.head_nope belongs to model.attention \"mla\"; set that, or leave it out"},
+     "command line: model.head_nope needs model.attention \"mla\"; set that, or leave it out"},
     {NULL,
      {"model.head_rope=8"},
-     "command line: model.head_rope belongs to model.attention \"mla\"; set that, or leave it out"},
+     "command line: model.head_rope needs model.attention \"mla\"; set that, or leave it out"},
     {NULL,
      {"model.head_value=8"},
-     "command line: model.head_value belongs to model.attention \"mla\"; set that, or leave it out"},
+     "command line: model.head_value needs model.attention \"mla\"; set that, or leave it out"},
     {"{\"optimizer\": {\"muon\": {\n\"per_head\": [\"q\", \"q_rope\"]}}}",
      {0},
-     "x.json:2: optimizer.muon.per_head: \"q_rope\" is a block of model.attention \"mla\" alone"},
+     "x.json:2: optimizer.muon.per_head: \"q_rope\" exists only under model.attention \"mla\""},
     {"{\"train\": {\"batch\": 16,\n\"micro_batch\": 3}}",
      {0},
      "x.json:2: train.batch (16) is not divisible by train.micro_batch (3)"},
@@ -251,10 +251,12 @@ static const Refusal refusals[] = {
      "x.json:2: optimizer.decay_schedule.warmup (10) is longer than train.steps (9)"},
     {"{\"optimizer\": {\n\"muon\": {\"momentum_warmup\": 600,\n\"momentum_cooldown\": 401}}}",
      {0},
-     "x.json:3: optimizer.muon.momentum_warmup (600) and momentum_cooldown (401) are longer than train.steps (1000)"},
+     "x.json:3: optimizer.muon.momentum_warmup (600) and momentum_cooldown (401) together are longer than train.steps "
+     "(1000)"},
     {"{\"optimizer\": {\"mup_base_width\": 64,\n\"muon\": {\"per_head\": [\"q\"]}}}",
      {0},
-     "x.json:2: optimizer.mup_base_width does not go with optimizer.muon.per_head: its rules are for matrices that "
+     "x.json:2: optimizer.mup_base_width cannot be combined with optimizer.muon.per_head: its rules are for matrices "
+     "that "
      "grow "
      "on both sides, and heads do not; turn one off"},
     {NULL,
@@ -262,7 +264,8 @@ static const Refusal refusals[] = {
      "command line: optimizer.muon.schatten_p: 1.5 is out of range; it must be from 2 to 1e+06"},
     {"{\"model\": {\"qk_norm\": true},\n\"probe\": {\"bound_every\": 5}}",
      {0},
-     "x.json:2: probe.bound_every cannot work with model.qk_norm: there norms of W_q and W_k bound no logit; set it to "
+     "x.json:2: probe.bound_every cannot work with model.qk_norm: the norms of W_q and W_k then bound no logit; set it "
+     "to "
      "0"},
     {"{\"probe\": {\"logits_every\": -1}}",
      {0},
@@ -278,7 +281,7 @@ static void every_refusal_says_where_and_what_in_one_exact_sentence(void **state
         const char *message = status.message;
         if (strncmp(message, folder, strlen(folder)) == 0) message += strlen(folder) + 1;
         bool right = status.code == STATUS_BAD_INPUT && strcmp(message, refusals[i].message) == 0;
-        if (!right) print_error("case %zu\n  wanted %s\n  got    %s\n", i, refusals[i].message, message);
+        if (!right) print_error("case %zu\n  expected %s\n  found    %s\n", i, refusals[i].message, message);
         wrong += !right;
         assert_int_equal(config.seed, -7); /* a refused configuration reaches nobody */
     }
@@ -483,6 +486,47 @@ static void a_schema_key_for_editors_is_ignored(void **state) {
     assert_int_equal(load_ok("{\"$schema\": \"schema.json\", \"seed\": 3}", NULL).seed, 3);
 }
 
+static int count_of(const char *text, const char *word) {
+    int count = 0;
+    while ((text = strstr(text, word))) count++, text++;
+    return count;
+}
+
+/* {"probe": {"x": 3}} for probe.x. */
+static const char *as_file(const char *path, char buffer[256]) {
+    int section = option_section_length(path);
+    if (section) {
+        snprintf(buffer, 256, "{\"%.*s\": {\"%s\": 3}}", section, path, option_key(path));
+    } else {
+        snprintf(buffer, 256, "{\"%s\": 3}", path);
+    }
+    return buffer;
+}
+
+static void a_retired_key_is_read_ignored_and_said_once(void **state) {
+    (void)state;
+    char file[256], typed[128], note[512], *help = printed(config_print_help), *schema = printed(config_print_schema);
+    assert_true(config_retired_count > 0);
+    assert_string_equal(load_ok(NULL, NULL).note, "");
+    for (int i = 0; i < config_retired_count; i++) {
+        const RetiredKey *key = &config_retired[i];
+        snprintf(typed, sizeof typed, "%s=often", key->path);
+        snprintf(note, sizeof note, "command line: %s is no longer used and is ignored: %s\n", key->path, key->reason);
+        const Config c = load_ok(as_file(key->path, file), (const char *const[]){typed, "seed=7", NULL});
+        char *written = config_to_json(&c);
+        assert_int_equal(c.seed, 7);
+        assert_string_equal(c.note, note);
+        assert_non_null(strstr(load_ok(as_file(key->path, file), NULL).note, "x.json:1: "));
+        snprintf(typed, sizeof typed, "\"%s\"", option_key(key->path));
+        assert_null(option_find(key->path));
+        assert_int_equal(count_of(help, key->path), 0);
+        assert_int_equal(count_of(schema, typed) + count_of(written, typed), 0);
+        free(written);
+    }
+    free(help);
+    free(schema);
+}
+
 static void strings_hold_any_character(void **state) {
     (void)state;
     Config c = load_ok("{\"data\": {\"train\": \"a\\\"b\\\\\\u00e4\\ud83d\\ude00/*.bin\"}}", NULL);
@@ -644,6 +688,7 @@ int main(int argc, char **argv) {
         cmocka_unit_test(defaults_bend_where_they_were_not_set),
         cmocka_unit_test(whole_numbers_are_read_to_the_last_digit),
         cmocka_unit_test(a_schema_key_for_editors_is_ignored),
+        cmocka_unit_test(a_retired_key_is_read_ignored_and_said_once),
         cmocka_unit_test(strings_hold_any_character),
         cmocka_unit_test(the_resolved_configuration_reads_back_the_same),
         cmocka_unit_test(the_resolved_configuration_may_be_overridden_again),

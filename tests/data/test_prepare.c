@@ -162,9 +162,10 @@ static void a_failure_leaves_no_folder_behind(void **state) {
     assert_fails(prepare(2, (char *[]){text_a, absent}, options), STATUS_IO, absent);
     assert_fails(prepare(2, (char *[]){text_a, folder}, options), STATUS_BAD_INPUT, "not a regular file");
     options.validation_fraction = 0.5;
-    assert_fails(prepare(1, (char *[]){text_a}, options), STATUS_BAD_INPUT, "fraction of 0.5");
+    assert_fails(prepare(1, (char *[]){text_a}, options), STATUS_BAD_INPUT, "below 0.5, found 0.5");
     options = (PrepareOptions){.validation_fraction = 0.1, .shard_tokens = 0};
-    assert_fails(prepare(1, (char *[]){text_a}, options), STATUS_BAD_INPUT, "shard size of 0");
+    assert_fails(prepare(1, (char *[]){text_a}, options), STATUS_BAD_INPUT,
+                 "shard size of 1 to 2147483647 tokens, found 0");
     assert_false(file_exists(corpus));
 }
 

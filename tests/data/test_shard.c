@@ -112,7 +112,7 @@ static void a_foreign_file_is_refused_with_the_way_to_convert_it(void **state) {
     (void)state;
     char path[PATH_SIZE];
     write_header(path, 20240521, 1, 1, 1026);
-    refuses(path, STATUS_BAD_INPUT, "offset 0 holds the magic number 20240521 instead of 20240520");
+    refuses(path, STATUS_BAD_INPUT, "found the magic number 20240521 at offset 0, expected 20240520");
     refuses(path, STATUS_BAD_INPUT, "./train_gpt prepare");
 }
 
@@ -120,18 +120,18 @@ static void a_version_of_the_other_magic_is_refused(void **state) {
     (void)state;
     char path[PATH_SIZE];
     write_header(path, 20240520, 7, 1, 1026);
-    refuses(path, STATUS_BAD_INPUT, "offset 4 holds version 7");
+    refuses(path, STATUS_BAD_INPUT, "found version 7 at offset 4");
     write_header(path, 20240801, 1, 1, 1028);
-    refuses(path, STATUS_BAD_INPUT, "offset 4 holds version 1");
+    refuses(path, STATUS_BAD_INPUT, "found version 1 at offset 4");
 }
 
 static void a_count_below_one_is_refused(void **state) {
     (void)state;
     char path[PATH_SIZE];
     write_header(path, 20240520, 1, 0, 1024);
-    refuses(path, STATUS_BAD_INPUT, "offset 8 holds a token count of 0");
+    refuses(path, STATUS_BAD_INPUT, "found a token count of 0 at offset 8");
     write_header(path, 20240520, 1, -1, 1022 + 1024);
-    refuses(path, STATUS_BAD_INPUT, "offset 8 holds a token count of -1");
+    refuses(path, STATUS_BAD_INPUT, "found a token count of -1 at offset 8");
 }
 
 static void a_truncated_shard_is_refused_with_its_offset(void **state) {
@@ -250,7 +250,7 @@ static void a_shard_without_tokens_is_not_written(void **state) {
     ShardWriter writer;
     assert_ok(path_join(path, folder, "none.bin"));
     assert_ok(shard_writer_open(&writer, path, TOKEN_U16));
-    assert_fails(shard_writer_finish(&writer), STATUS_BAD_INPUT, "no token");
+    assert_fails(shard_writer_finish(&writer), STATUS_BAD_INPUT, "no tokens");
     assert_false(file_exists(path));
     assert_false(file_exists(writer.temporary));
 }
@@ -347,11 +347,11 @@ static void damaged_tokenizer_files_are_refused(void **state) {
         size_t size;
         const char *message;
     } cases[] = {
-        {{20240329, 2, 3, 2}, 6, "offset 0 holds the magic number 20240329"},
-        {{20240328, 1, 3, 2}, 6, "offset 4 holds version 1"},
-        {{20240328, 2, 0, 0}, 6, "offset 8 holds a token count of 0"},
-        {{20240328, 2, 4000000000u, 2}, 6, "offset 8 holds a token count of 4000000000"},
-        {{20240328, 2, 3, 3}, 6, "offset 12 names token 3"},
+        {{20240329, 2, 3, 2}, 6, "found the magic number 20240329 at offset 0"},
+        {{20240328, 1, 3, 2}, 6, "found version 1 at offset 4"},
+        {{20240328, 2, 0, 0}, 6, "found a token count of 0 at offset 8"},
+        {{20240328, 2, 4000000000u, 2}, 6, "found a token count of 4000000000 at offset 8"},
+        {{20240328, 2, 3, 3}, 6, "found token 3 as the end of text at offset 12"},
         {{20240328, 2, 3, 2}, 5, "truncated: token 2 of 3 at offset 1028"},
         {{20240328, 2, 3, 2}, 4, "truncated: token 2 of 3 at offset 1028"},
         {{20240328, 2, 2, 1}, 6, "trailing bytes"},

@@ -63,9 +63,9 @@ static int run(Fixture *f, const char *format, ...) {
     return WIFEXITED(status) ? WEXITSTATUS(status) : 1000 + WTERMSIG(status);
 }
 
-static void expect(Fixture *f, int got, int wanted, const char *part) {
-    if (got == wanted && strstr(f->output, part)) return;
-    print_error("exit code %d, wanted %d with \"%s\" in:\n%s\n", got, wanted, part, f->output);
+static void expect(Fixture *f, int got, int expected, const char *part) {
+    if (got == expected && strstr(f->output, part)) return;
+    print_error("exit code %d, expected %d with \"%s\" in:\n%s\n", got, expected, part, f->output);
     fail();
 }
 
@@ -243,7 +243,7 @@ static void measurements_of_updates_come_at_their_steps(void **state) {
 
 static double number(const cJSON *row, const char *name) {
     const cJSON *item = cJSON_GetObjectItem(row, name);
-    if (!cJSON_IsNumber(item)) fail_msg("%s is no number", name);
+    if (!cJSON_IsNumber(item)) fail_msg("%s is not a number", name);
     return item->valuedouble;
 }
 
@@ -384,10 +384,10 @@ static void measurements_of_logits_come_at_their_steps(void **state) {
               *none = metrics_line(f, "runs/b/metrics.jsonl", step);
         bool any = false;
         for (size_t i = 0; i < sizeof measurements / sizeof measurements[0]; i++) {
-            bool wanted = step == 1 || step % measurements[i].every == 0;
-            assert_int_equal(cJSON_GetObjectItem(line, measurements[i].field) != NULL, wanted);
+            bool expected = step == 1 || step % measurements[i].every == 0;
+            assert_int_equal(cJSON_GetObjectItem(line, measurements[i].field) != NULL, expected);
             if (i < 3) assert_null(cJSON_GetObjectItem(none, measurements[i].field));
-            any = any || wanted;
+            any = any || expected;
         }
         assert_int_equal(cJSON_GetObjectItem(line, "probe_ms") != NULL, any);
         cJSON_Delete(line);
@@ -653,11 +653,11 @@ static void bad_input_exits_with_2_and_one_sentence(void **state) {
         {"prepare out nowhere.txt", "nowhere.txt"},
         {"prepare", "prepare OUT_DIR"},
         {"--frobnicate", "--frobnicate"},
-        {"-h", "-h is no command"},
+        {"-h", "unknown option -h"},
         {"seed=1 --resume runs/a", "--resume must be the first argument"},
         {"sample runs/a --length many", "--length"},
     };
-    shell(f, "echo 'This is no token file.' > text.bin");
+    shell(f, "echo 'This is not a token file.' > text.bin");
     run(f, "prepare data text.bin");
     shell(f, "cp data/train_000001.bin large.bin; head -c 1030 large.bin > cut.bin; rm -r data");
     for (size_t i = 0; i < sizeof cases / sizeof cases[0]; i++) {
