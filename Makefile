@@ -30,7 +30,7 @@ BUILD_CUDA := $(if $(SANITIZE),,$(NVCC))
 
 # The floors, from the ground up: each may use those before it (docs/architecture.md). One library a floor, so that the
 # linker checks calls as scripts/check_floors.sh checks includes.
-FLOORS   := base ops ref cpu cuda device data model optim probe run
+FLOORS   := base ops ref cpu cuda device data model optim probe run train
 SOURCES  := $(foreach f,$(FLOORS),$(sort $(wildcard $(f)/*.c)))
 CUDA_SOURCES := $(sort $(wildcard cuda/*.cu))
 TEST_SOURCES := $(sort $(wildcard $(FLOORS:%=tests/%/test_*.c)))
@@ -41,12 +41,12 @@ FORMATTED := $(wildcard *.c *.h $(foreach d,$(FLOORS) bench tests $(FLOORS:%=tes
                 $(addprefix tests/cuda_on_cpu,/ /shim/ /faults/),$(addprefix $(d)/,*.c *.h *.cc *.cu *.cuh)))
 
 # Objects of a floor; its library; the libraries of a floor and of all below it, in the linker's order.
-objects_of = $(if $(filter cuda,$(1)),$(if $(BUILD_CUDA),$(CUDA_SOURCES:%.cu=$(BUILD)/%.o),$(BUILD)/cuda/none.o),\
+objects_of = $(if $(filter train,$(1)),$(BUILD)/train_gpt.o)$(if $(filter cuda,$(1)),$(if $(BUILD_CUDA),$(CUDA_SOURCES:%.cu=$(BUILD)/%.o),$(BUILD)/cuda/none.o),\
                 $(patsubst %.c,$(BUILD)/%.o,$(sort $(wildcard $(1)/*.c))))
 reverse    = $(if $(1),$(call reverse,$(wordlist 2,$(words $(1)),$(1))) $(firstword $(1)))
 up_to      = $(if $(filter $(1),$(firstword $(2))),$(1),$(firstword $(2)) $(call up_to,$(1),$(wordlist 2,$(words $(2)),$(2))))
 libraries  = $(patsubst %,$(BUILD)/lib/%.a,$(call reverse,$(call up_to,$(1),$(FLOORS))))
-LIBRARIES  := $(call libraries,run)
+LIBRARIES  := $(call libraries,train)
 HOST_LIBRARIES := $(filter-out %/cuda.a,$(LIBRARIES))
 SCRIPTS  := $(sort $(wildcard scripts/*.sh)) .ci/run
 
@@ -89,7 +89,7 @@ all: train_gpt
 train_gpt: $(BUILD)/train_gpt FORCE
 	@ln -sf $< $@
 
-$(BUILD)/train_gpt: $(BUILD)/train_gpt.o $(LIBRARIES)
+$(BUILD)/train_gpt: $(BUILD)/main.o $(LIBRARIES)
 	@echo 'link    $@'
 	$(QUIET)$(CC) $(LDFLAGS) -o $@ $^ $(LDLIBS)
 

@@ -37,6 +37,28 @@ typedef enum { FORM_AUTO, FORM_PLAIN, FORM_SYMMETRIC, FORM_GRAM } NewtonSchulzFo
 typedef enum { SCALE_RMS, SCALE_ORIGINAL, SCALE_SPECTRAL, SCALE_NONE } UpdateScale;
 typedef enum { GPU_A100, GPU_H100, GPU_H200, GPU_4090, GPU_B200, GPU_COUNT } GpuKind;
 
+/* Measurements: one row each, in the order in which their fields are written. Each has a key probe.<name>_every, of
+ * which this is the default, and is the file probe/<name>.c. */
+#define PROBE_LIST(X)                                                                                                  \
+    X(COLLISION, collision, "200",                                                                                     \
+      "Steps between measurements of how updates meet the largest singular triples of the weights; 0: off.")           \
+    X(MOMENTUM, momentum, "200",                                                                                       \
+      "Steps between comparisons of momentum and gradient, and of the gradients of micro-batches; 0: off.")            \
+    X(SHADOW, shadow, "200",                                                                                           \
+      "Steps between measurements of what AdamW and Muon would each do with the run's gradients; 0: off.")             \
+    X(LOGITS, logits, "100",                                                                                           \
+      "Steps between censuses of attention logits: where the largest are, how many exceed tau; 0: off.")               \
+    X(BOUND, bound, "100",                                                                                             \
+      "Steps between bounds of attention logits from norms of inputs and weights; 0: off, as with model.qk_norm.")     \
+    X(SPECTRUM, spectrum, "100", "Steps between measurements of singular values; 0: off.")
+
+typedef enum {
+#define X(ID, name, every, help) PROBE_##ID,
+    PROBE_LIST(X)
+#undef X
+        PROBE_COUNT
+} ProbeId;
+
 typedef struct {
     Preset preset;
     int64_t layers, heads, kv_heads, width, context, vocab;
@@ -140,12 +162,12 @@ typedef struct {
 } QkClipConfig;
 
 typedef struct {
-    int64_t spectrum_every;                                /* steps; 0: off */
-    bool orthogonality, rms;                               /* at the same steps, from the same singular values */
-    int64_t logits_every, clips_every, bound_every;        /* steps; 0: off */
-    int64_t collision_every, momentum_every, shadow_every; /* these likewise */
-    int64_t collision_top;                                 /* k: singular triples of a block */
-    int blocks_count;                                      /* that the last three watch */
+#define X(ID, name, every, help) int64_t name##_every; /* steps; 0: off */
+    PROBE_LIST(X)
+#undef X
+    bool orthogonality, rms; /* what else spectrum measures, from the same singular values */
+    int64_t collision_top;   /* k: singular triples of a block */
+    int blocks_count;        /* that collision, momentum and shadow watch */
     char blocks[LIST_MAX][NAME_SIZE];
 } ProbeConfig;
 

@@ -216,29 +216,18 @@ const Option config_options[] = {
     {REAL(qk_clip.threshold), .initial = "100.0", .minimum = 1e-3, .maximum = 1e9, .help = "tau, the largest logit."},
     {REAL(qk_clip.alpha), .initial = "0.5", .maximum = 1, .help = "W_q *= gamma^alpha, W_k *= gamma^(1 - alpha)."},
 
-    {WHOLE(probe.spectrum_every), .initial = "100", .maximum = 1e9, .unit = "steps",
-     .help = "Steps between measurements of singular values; 0: off."},
-    {FLAG(probe.orthogonality), .initial = "true",
-     .help = "At those steps, how far from orthogonal the orthogonalized updates are."},
+#define X(ID, name, every, text)                                                                                       \
+    {WHOLE(probe.name##_every), .initial = every, .maximum = 1e9, .unit = "steps", .help = text},
+    PROBE_LIST(X)
+#undef X
+        {FLAG(probe.orthogonality), .initial = "true",
+         .help = "spectrum also tells how far from orthogonal the orthogonalized updates are."},
     {FLAG(probe.rms), .initial = "true",
-     .help = "At those steps, the size of weights and updates, and how large the decay lets weights grow."},
-    {WHOLE(probe.logits_every), .initial = "100", .maximum = 1e9, .unit = "steps",
-     .help = "Steps between censuses of attention logits: where the largest are, how many exceed tau; 0: off."},
-    {WHOLE(probe.clips_every), .initial = "100", .maximum = 1e9, .unit = "steps",
-     .help = "Steps between reports of what QK-Clip has done to each head so far; 0: off."},
-    {WHOLE(probe.bound_every), .initial = "100", .maximum = 1e9, .unit = "steps",
-     .help =
-         "Steps between bounds of attention logits from norms of inputs and weights; 0: off, as with model.qk_norm."},
+     .help = "spectrum also tells the size of updates, and how large the decay lets weights grow."},
     {LIST(probe.blocks), .initial = "[\"q\",\"k\"]", .choices = hidden_blocks,
      .help = "Blocks that collision, momentum and shadow watch; those the model lacks are skipped."},
-    {WHOLE(probe.collision_every), .initial = "200", .maximum = 1e9, .unit = "steps",
-     .help = "Steps between measurements of how updates meet the largest singular triples of the weights; 0: off."},
     {WHOLE(probe.collision_top), .initial = "8", .minimum = 1, .maximum = 64, .unit = "triples",
      .help = "k: how many of the largest singular triples count."},
-    {WHOLE(probe.momentum_every), .initial = "200", .maximum = 1e9, .unit = "steps",
-     .help = "Steps between comparisons of momentum and gradient, and of the gradients of micro-batches; 0: off."},
-    {WHOLE(probe.shadow_every), .initial = "200", .maximum = 1e9, .unit = "steps",
-     .help = "Steps between measurements of what AdamW and Muon would each do with the run's gradients; 0: off."},
 
     {WHOLE(checkpoint.every), .initial = "500", .maximum = 1e9, .unit = "steps",
      .help = "Steps between checkpoints; 0: only at the end."},
@@ -255,7 +244,7 @@ const Option config_options[] = {
 const int config_option_count = sizeof config_options / sizeof *config_options;
 
 const RetiredKey config_retired[] = {
-    {"debug.retired", "it never did anything; it stands here for the tests"},
+    {"probe.clips_every", "the clips of every head are summed up by inspect and the comparison page"},
 };
 const int config_retired_count = sizeof config_retired / sizeof *config_retired;
 

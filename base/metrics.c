@@ -12,31 +12,24 @@
 
 /* ---- resuming --------------------------------------------------------------------------------------------------- */
 
-typedef struct {
-    int64_t step;
-    MetricsReader *reader; /* or NULL */
-    void *context;
-} Resumed;
-
 /* A line stays if it is whole, is an object with a step, and the step is not after the resumed one. */
-static bool line_stays(const char *line, ssize_t length, const Resumed *at) {
+static bool line_stays(const char *line, ssize_t length, int64_t resume_step) {
     if (length == 0 || line[length - 1] != '\n') return false;
     cJSON *object = cJSON_ParseWithLength(line, (size_t)length);
     const cJSON *step = cJSON_GetObjectItemCaseSensitive(object, "step");
-    bool stays = cJSON_IsNumber(step) && step->valuedouble <= (double)at->step;
-    if (stays && at->reader) at->reader(at->context, object);
+    bool stays = cJSON_IsNumber(step) && step->valuedouble <= (double)resume_step;
     cJSON_Delete(object);
     return stays;
 }
 
 /* Line by line: the file of a long run does not fit in memory. */
-static Status copy_lines(FILE *from, FILE *to, const char *path, const Resumed *at) {
+static Status copy_lines(FILE *from, FILE *to, const char *path, int64_t resume_step) {
     char *line = NULL;
     size_t capacity = 0;
     ssize_t length = 0;
     Status status = status_ok();
     while ((length = getline(&line, &capacity, from)) >= 0) {
-        if (!line_stays(line, length, at)) continue;
+        if (!line_stays(line, length, resume_step)) continue;
         if (fwrite(line, 1, (size_t)length, to) != (size_t)length) break;
     }
     if (ferror(to)) {
@@ -49,7 +42,7 @@ static Status copy_lines(FILE *from, FILE *to, const char *path, const Resumed *
 }
 
 /* Through a temporary file: a crash in the middle leaves the old lines in place. */
-static Status drop_lines_after(const char *path, const Resumed *at) {
+static Status drop_lines_after(const char *path, int64_t resume_step) {
     char temporary[sizeof((MetricsWriter *)0)->path + sizeof ".tmp"];
     snprintf(temporary, sizeof temporary, "%s.tmp", path);
     FILE *from = fopen(path, "r");
@@ -59,7 +52,7 @@ static Status drop_lines_after(const char *path, const Resumed *at) {
         fclose(from);
         return file_error(temporary, "create");
     }
-    Status status = copy_lines(from, to, path, at);
+    Status status = copy_lines(from, to, path, resume_step);
     if (!status.code && (fflush(to) != 0 || fsync(fileno(to)) != 0)) status = file_error(temporary, "write");
     fclose(from);
     if (fclose(to) != 0 && !status.code) status = file_error(temporary, "write");
@@ -70,7 +63,7 @@ static Status drop_lines_after(const char *path, const Resumed *at) {
 
 /* ---- writing ---------------------------------------------------------------------------------------------------- */
 
-Status metrics_open(MetricsWriter *w, const char *run_dir, int64_t resume_step, MetricsReader *reader, void *context) {
+Status metrics_open(MetricsWriter *w, const char *run_dir, int64_t resume_step) {
     MetricsWriter fresh = {0};
     int length = snprintf(fresh.path, sizeof fresh.path, "%s/metrics.jsonl", run_dir);
     if (length < 0 || (size_t)length >= sizeof fresh.path) {
@@ -78,7 +71,7 @@ Status metrics_open(MetricsWriter *w, const char *run_dir, int64_t resume_step, 
                             sizeof fresh.path - 1);
     }
     if (resume_step > 0) {
-        Status status = drop_lines_after(fresh.path, &(Resumed){resume_step, reader, context});
+        Status status = drop_lines_after(fresh.path, resume_step);
         if (status.code) return status;
     }
     fresh.file = fopen(fresh.path, resume_step > 0 ? "a" : "w");
@@ -89,16 +82,43 @@ Status metrics_open(MetricsWriter *w, const char *run_dir, int64_t resume_step, 
 
 void metrics_close(MetricsWriter *w) {
     if (w->file) fclose(w->file);
+    cJSON_Delete(w->waiting);
     w->file = NULL;
+    w->waiting = NULL;
 }
 
-Status metrics_write(MetricsWriter *w, cJSON *line) {
+static Status write_line(MetricsWriter *w, cJSON *line) {
     char *text = cJSON_PrintUnformatted(line);
     cJSON_Delete(line);
     if (!text) return status_error(STATUS_OUT_OF_MEMORY, "%s: no memory for a line", w->path);
     Status status = status_ok();
     if (fprintf(w->file, "%s\n", text) < 0 || fflush(w->file) != 0) status = file_error(w->path, "write");
     cJSON_free(text);
+    return status;
+}
+
+Status metrics_flush(MetricsWriter *w) {
+    cJSON *line = w->waiting;
+    if (!line) return status_ok();
+    w->waiting = NULL;
+    Status status = w->finish(w->context, line);
+    if (!status.code) return write_line(w, line);
+    cJSON_Delete(line);
+    return status;
+}
+
+Status metrics_write(MetricsWriter *w, cJSON *line) {
+    Status status = metrics_flush(w);
+    if (!status.code) return write_line(w, line);
+    cJSON_Delete(line);
+    return status;
+}
+
+Status metrics_write_later(MetricsWriter *w, cJSON *line, MetricsFinish *finish, void *context) {
+    Status status = metrics_flush(w);
+    w->waiting = line;
+    w->finish = finish;
+    w->context = context;
     return status;
 }
 

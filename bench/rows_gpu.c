@@ -9,6 +9,7 @@
 #include "bench/rows.h"
 #include "run/roofline.h"
 #include "device/device.h"
+#include "train_gpt.h"
 
 typedef struct {
     const char *name, *config, *options;
@@ -36,7 +37,7 @@ static GpuKind kind_of(const Backend *be) {
 static Status predict(const Config *config, GpuKind kind, Roofline *r) {
     Trainer t;
     Status status = trainer_plan_for_gpu(&t, config, &gpus[kind]);
-    if (!status.code) status = roofline_predict(&t, r);
+    if (!status.code) status = roofline_predict(&t, train_step, r);
     trainer_free(&t);
     return status;
 }

@@ -63,56 +63,31 @@ static void add_cost(Bench *b, const char *name, double seconds, int64_t every, 
     table_add(&b->table, r);
 }
 
-/* One step as ./train_gpt takes it, in which this alone is measured, or nothing that is due: what the host spends on
- * it, after the forward pass itself. */
-static Status time_measurement(Session *s, Measurement which, double *seconds) {
-    Trainer *t = &s->trainer;
-    const TrainConfig *c = &t->config.train;
-    const float loss_scale = (float)(1.0 / (double)(c->batch * t->gpt.T));
-    StepReport r = {0};
-    measure_begin_only(t, which);
-    gpt_start_gradients(&t->gpt);
-    gpt_reset_statistics(&t->gpt);
-    for (int64_t i = 0; i < c->batch / c->micro_batch; i++) {
-        Status status = trainer_load_batch(t);
-        if (status.code) return status;
-        gpt_forward(&t->gpt);
-        measure_forward(t, i);
-        gpt_loss_and_gradient(&t->gpt, loss_scale);
-        gpt_backward(&t->gpt);
-        measure_backward(t, i);
-    }
-    Status status = trainer_read_step(t, &r);
-    if (status.code) return status;
-    measure_read(t);
-    const StepNumbers numbers = trainer_next_update(t, 1e-6, r.grad_norm);
-    measure_gradient(t, &numbers);
-    optimizer_step(&t->optimizer, &numbers, measure_sees_updates(t) ? measure_update : NULL, t);
-    measure_end(t);
-    *seconds = t->measurements.seconds;
-    if (t->measurements.spectrum) spectrum_probe_begin(t->measurements.spectrum);
-    return backend_sync(&t->backend);
+/* One step in which this alone is measured, or, for PROBE_COUNT, nothing that is due: what the host spends on it. */
+static Status time_probe(Session *s, ProbeId which, double *seconds) {
+    StepSeconds ignored = {0};
+    probes_force(&s->trainer.probes, which);
+    Status status = session_step(s, &ignored);
+    *seconds = s->trainer.phases.seconds[PHASE_PROBES];
+    probes_force(&s->trainer.probes, PROBE_COUNT);
+    return status;
 }
 
 /* All of them, each at its interval, over a step; what is kept up in every step is part of it. */
 static Status measure_probes(Bench *b, Session *s, double step_seconds) {
-    static const char *const names[MEASURE_COUNT] = {
-        [MEASURE_SPECTRUM] = "ms spectrum", [MEASURE_COLLISION] = "ms collision", [MEASURE_MOMENTUM] = "ms momentum",
-        [MEASURE_SHADOW] = "ms shadow",     [MEASURE_LOGITS] = "ms census",       [MEASURE_CLIPS] = "ms ledger",
-        [MEASURE_BOUND] = "ms bound"};
     Result r = {.row = b->row, .name = "probes", .of = "run time", .spread = nan(""), .goal = {AT_MOST, .03}};
     double always = 0, total = 0;
     int used = 0;
-    Status status = time_measurement(s, MEASURE_COUNT, &always);
+    Status status = time_probe(s, PROBE_COUNT, &always);
     total += always;
     r.info[used++] = (Info){"ms every step", 1e3 * always};
-    for (int which = 0; which < MEASURE_COUNT && !status.code; which++) {
-        const int64_t every = measure_interval(&s->trainer, (Measurement)which);
+    for (int which = 0; which < PROBE_COUNT && !status.code; which++) {
+        const int64_t every = probe_interval(&s->trainer.probes, (ProbeId)which);
         double seconds = 0;
         if (every == 0) continue;
-        status = time_measurement(s, (Measurement)which, &seconds);
+        status = time_probe(s, (ProbeId)which, &seconds);
         total += (seconds - always) / (double)every;
-        if (used < INFO_MAX) r.info[used++] = (Info){names[which], 1e3 * (seconds - always)};
+        if (used < INFO_MAX) r.info[used++] = (Info){probe_name((ProbeId)which), 1e3 * (seconds - always)};
     }
     r.ratio = total / step_seconds;
     if (!status.code) table_add(&b->table, r);
@@ -151,7 +126,7 @@ Status row_overhead(Bench *b) {
     const Config *c = &s.trainer.config;
     if (FAILED(status, session_measure(&s, bench_budget(b), &m))) goto done;
     if (FAILED(status, trainer_create_run(&s.trainer))) goto done;
-    if (FAILED(status, time_measurement(&s, MEASURE_SPECTRUM, &spectra))) goto done;
+    if (FAILED(status, time_probe(&s, PROBE_SPECTRUM, &spectra))) goto done;
     if (FAILED(status, time_metrics(&s, &metrics))) goto done;
     if (FAILED(status, time_checkpoint(&s, &checkpoint))) goto done;
 

@@ -5,6 +5,7 @@
 #include <stdlib.h>
 
 #include "base/clock.h"
+#include "train_gpt.h"
 
 enum { OPTIONS_MAX = 32 };
 
@@ -22,6 +23,16 @@ Status session_config(Config *result, const char *config, const char *options) {
     return status;
 }
 
+/* At the boundaries of a step's phases: a phase ends when its work is done, and between two the ceiling is sampled. */
+static void settle(void *session) {
+    backend_sync(&((Session *)session)->trainer.backend);
+}
+
+static void sample_ceiling(void *session, Phase ended) {
+    (void)ended;
+    ceiling_refresh(&((Session *)session)->ceiling);
+}
+
 Status session_open(Session *s, const char *options) {
     Config config;
     Status status;
@@ -30,6 +41,8 @@ Status session_open(Session *s, const char *options) {
     if (FAILED(status, trainer_plan(&s->trainer, &config))) goto failed;
     if (FAILED(status, trainer_allocate(&s->trainer))) goto failed;
     if (FAILED(status, ceiling_open(&s->ceiling, &s->trainer.backend))) goto failed;
+    probes_force(&s->trainer.probes, PROBE_COUNT); /* none is due */
+    s->trainer.phases = (PhaseClock){.settle = settle, .between = sample_ceiling, .context = s};
     return status;
 failed:
     session_close(s);
@@ -41,6 +54,8 @@ Status session_open_gpu(Session *s, const Config *config) {
     *s = (Session){.unbroken = true};
     if (FAILED(status, trainer_plan(&s->trainer, config)) || FAILED(status, trainer_allocate(&s->trainer)))
         session_close(s);
+    else
+        probes_force(&s->trainer.probes, PROBE_COUNT);
     return status;
 }
 
@@ -59,56 +74,22 @@ double step_total(StepSeconds s) {
 
 /* ---- the step --------------------------------------------------------------------------------------------------- */
 
-/* The time since *mark, which moves to now, behind a sample of the ceiling if one is due. */
-static double lap(Session *s, double *mark) {
-    if (s->unbroken) return 0;
-    backend_sync(&s->trainer.backend);
-    const double seconds = clock_seconds() - *mark;
-    ceiling_refresh(&s->ceiling);
-    *mark = clock_seconds();
-    return seconds;
-}
-
-static Status accumulate_gradients(Session *s, StepSeconds *seconds, double *mark) {
-    Trainer *t = &s->trainer;
-    const TrainConfig *c = &t->config.train;
-    gpt_start_gradients(&t->gpt);
-    gpt_reset_statistics(&t->gpt);
-    for (int64_t done = 0; done < c->batch; done += c->micro_batch) {
-        Status status = trainer_load_batch(t);
-        if (status.code) return status;
-        seconds->rest += lap(s, mark);
-        gpt_forward(&t->gpt);
-        seconds->forward += lap(s, mark);
-        gpt_loss_and_gradient(&t->gpt, (float)(1 / session_tokens(s)));
-        gpt_backward(&t->gpt);
-        seconds->backward += lap(s, mark);
-    }
-    return status_ok();
+static void add_seconds(StepSeconds *sum, const double *phase) {
+    sum->forward += phase[PHASE_FORWARD];
+    sum->backward += phase[PHASE_BACKWARD];
+    sum->optimizer += phase[PHASE_OPTIMIZER];
+    sum->rest += phase[PHASE_DATA] + phase[PHASE_NORM] + phase[PHASE_PROBES];
 }
 
 Status session_step(Session *s, StepSeconds *seconds) {
     Trainer *t = &s->trainer;
-    StepReport r = {0};
-    double mark = clock_seconds();
-    Status status;
-
-    if (FAILED(status, accumulate_gradients(s, seconds, &mark))) return status;
-    if (FAILED(status, trainer_read_step(t, &r))) return status;
-    if (!isfinite(r.grad_norm))
-        return status_error(STATUS_DIVERGED, "step %lld: the gradient is not finite", (long long)t->step);
-    t->step++;
-    const StepNumbers numbers = trainer_next_update(t, trainer_lr(t, t->step), r.grad_norm);
-    measure_gradient(t, &numbers); /* what measurements do in every step */
-    seconds->rest += lap(s, &mark);
-    trainer_start_optimizer(t);
-    optimizer_step(&t->optimizer, &numbers, NULL, NULL);
-    if (t->config.qk_clip.enabled)
-        qk_clip_apply(&t->backend, &t->gpt.params, &t->config.qk_clip, t->gpt.K, t->max_logit, t->clips);
-    trainer_stop_optimizer(t, &r);
+    StepReport r;
+    Status status = train_step(t, &r);
+    if (status.code) return status;
+    if (!r.applied) return status_error(STATUS_DIVERGED, "step %lld is not finite", (long long)t->step);
     s->optimizer_seconds = r.optimizer_seconds;
-    seconds->optimizer += lap(s, &mark);
-    return s->unbroken ? t->backend.failure : backend_sync(&t->backend);
+    if (!s->unbroken) add_seconds(seconds, t->phases.seconds);
+    return status;
 }
 
 static Status repeat(Session *s, int steps, StepMeasurement *m) {

@@ -1,5 +1,5 @@
-/* Session: a model under measurement, set up as ./train_gpt sets it up and stepped as its loop steps, with a clock on
- * the phases of the step. */
+/* Session: a model under measurement, set up as ./train_gpt sets it up and stepped by its train_step, without
+ * measurements. The session stays where it is: the trainer's clock points to it. */
 #pragma once
 
 #include "bench/measure.h"
@@ -15,7 +15,7 @@ typedef struct {
 /* Seconds of one step. */
 typedef struct {
     double forward, backward, optimizer;
-    double rest; /* data, zeroing gradients, gradient norm and reading results, shadows */
+    double rest; /* data, zeroing gradients, gradient norm and reading results; shadows, which step in every step */
 } StepSeconds;
 
 typedef struct {

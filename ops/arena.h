@@ -13,7 +13,9 @@
 #include "ops/backend.h"
 
 typedef struct {
-    const char *name; /* appears in memory plans and in out-of-memory messages */
+    const char *name;   /* appears in memory plans and in out-of-memory messages */
+    const char *remedy; /* the end of such a message: what lowers it; NULL: the general advice */
+    bool on_host;       /* host memory, which a device copies to by itself */
     Backend *backend;
     char *base;   /* NULL while measuring */
     int64_t used; /* bytes handed out so far */
@@ -21,6 +23,8 @@ typedef struct {
 } Arena;
 
 Arena arena_measure(const char *name);
+Arena arena_measure_for(const char *name, const char *remedy);
+Arena arena_measure_host(const char *name, const char *remedy); /* of backend_alloc_host, for arena_take_host */
 Status arena_allocate(Arena *arena, Backend *be); /* allocates what was measured, zeroed, and rewinds */
 void arena_free(Arena *arena);
 int64_t arena_bytes(const Arena *arena); /* measured or allocated */
@@ -31,3 +35,5 @@ Tensor arena_take(Arena *arena, DType dtype, int ndim, const int64_t *shape);
 Tensor arena_take_1d(Arena *arena, DType dtype, int64_t a);
 Tensor arena_take_2d(Arena *arena, DType dtype, int64_t a, int64_t b);
 Tensor arena_take_3d(Arena *arena, DType dtype, int64_t a, int64_t b, int64_t c);
+/* The next `count` items of `size` bytes in host memory, zeroed, on a 64-byte boundary; NULL while measuring. */
+void *arena_take_host(Arena *arena, int64_t count, size_t size);

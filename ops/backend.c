@@ -76,7 +76,7 @@ static const char *describe_bytes(int64_t bytes, char *buffer, size_t size) {
     return buffer;
 }
 
-static Status out_of_memory(Backend *be, int64_t bytes, const char *purpose) {
+static Status out_of_memory(Backend *be, int64_t bytes, const char *purpose, const char *remedy) {
     char asked[32], left[32], planned[32], of_planned[64] = "";
     int64_t free_now = be->ops.free_bytes ? be->ops.free_bytes(be) : host_free_bytes();
     if (be->planned_bytes > 0)
@@ -85,14 +85,18 @@ static Status out_of_memory(Backend *be, int64_t bytes, const char *purpose) {
     return status_error(STATUS_OUT_OF_MEMORY,
                         "out of memory on device %s: %s needs %s%s, and %s is free; %s (--dry-run shows the plan)",
                         be->name, purpose, describe_bytes(bytes, asked, sizeof asked), of_planned,
-                        describe_bytes(free_now, left, sizeof left), remedy_for(purpose));
+                        describe_bytes(free_now, left, sizeof left), remedy);
 }
 
-Status backend_alloc(Backend *be, void **memory, int64_t bytes, const char *purpose) {
+Status backend_alloc_for(Backend *be, void **memory, int64_t bytes, const char *purpose, const char *remedy) {
     CHECK(bytes >= 0, "%lld bytes for %s", (long long)bytes, purpose);
     *memory = be->ops.alloc(be, bytes);
     if (*memory) return status_ok();
-    return be->failure.code ? be->failure : out_of_memory(be, bytes, purpose);
+    return be->failure.code ? be->failure : out_of_memory(be, bytes, purpose, remedy ? remedy : remedy_for(purpose));
+}
+
+Status backend_alloc(Backend *be, void **memory, int64_t bytes, const char *purpose) {
+    return backend_alloc_for(be, memory, bytes, purpose, NULL);
 }
 
 void backend_free(Backend *be, void *memory, int64_t bytes) {

@@ -254,6 +254,7 @@ Status backend_reserve(Backend *be, OpLimits limits);
 
 /* Out of memory, the message says how much was asked, free and planned, and which option lowers it. */
 Status backend_alloc(Backend *be, void **memory, int64_t bytes, const char *purpose);
+Status backend_alloc_for(Backend *be, void **memory, int64_t bytes, const char *purpose, const char *remedy);
 void backend_free(Backend *be, void *memory, int64_t bytes);
 void backend_to_host(Backend *be, void *host, Tensor src); /* waits */
 void backend_from_host(Backend *be, Tensor dst, const void *host);

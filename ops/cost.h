@@ -2,7 +2,7 @@
  *
  * Model and optimizer code runs on it unchanged. Each op adds the FLOPs and bytes of its call, as the kernels of cuda/
  * do the work, to its row of a table; tensors get addresses that nothing may touch, so a step of any size takes
- * milliseconds and no memory. What is read back is NaN: nothing has been computed.
+ * milliseconds and no memory. What is read back is zero: nothing has been computed.
  *
  *      bound       the roofline (Williams et al. 2009): a call takes the longer of FLOPs / peak and bytes / bandwidth,
  *                  at all of both; launching is free

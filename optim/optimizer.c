@@ -405,3 +405,26 @@ char *optimizer_state_name(const Optimizer *opt, int route, int64_t layer, int w
              which == 0 ? rule_of(r)->first : rule_of(r)->second);
     return buffer;
 }
+
+bool optimizer_is_orthogonal(const Optimizer *opt, OptimizerKind kind) {
+    return kind == OPTIMIZER_MUON && opt->config.muon.orthogonalize != ORTHOGONALIZE_SCHATTEN;
+}
+
+double optimizer_decay_bound(const Optimizer *opt, const Route *route, double step, double sigma_max, double decay) {
+    const BlockKind *block = &opt->params->kinds[route->kind];
+    const double elements = (double)block->rows * (double)opt->params->params[block->param].columns;
+    if (!(decay > 0) || opt->config.cautious_decay) return (double)NAN;
+    switch (route->optimizer) {
+    case OPTIMIZER_MUON:
+    case OPTIMIZER_NORMUON:
+    case OPTIMIZER_ADAMUON:
+        return step * sigma_max / decay;
+    case OPTIMIZER_ADAMW:
+    case OPTIMIZER_LION:
+        return step * sqrt(elements) / decay;
+    case OPTIMIZER_SGD:
+    case OPTIMIZER_COUNT:
+        break;
+    }
+    return (double)NAN;
+}

@@ -120,3 +120,8 @@ Tensor optimizer_state_tensor(const Optimizer *opt, int64_t index, char *name, i
 const char *optimizer_name(OptimizerKind kind);
 /* which: 0 for momentum (m), 1 for the second moment (v). layer counts from the model's first. Returns the buffer. */
 char *optimizer_state_name(const Optimizer *opt, int route, int64_t layer, int which, char *buffer, int64_t size);
+
+/* Whether U is msign(.) itself. */
+bool optimizer_is_orthogonal(const Optimizer *opt, OptimizerKind kind);
+/* see optim branch */
+double optimizer_decay_bound(const Optimizer *opt, const Route *route, double step, double sigma_max, double decay);

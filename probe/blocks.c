@@ -5,10 +5,10 @@
 #include <stdlib.h>
 #include <string.h>
 
+#include "base/integer.h"
 #include "probe/matrix.h"
-#include "probe/spectrum.h"
+#include "probe/singular_values.h"
 
-static const char PURPOSE[] = "block probes";
 enum { HOST_ELEMENTS = 1 << 24 }; /* about as many as a chunk has, or one layer */
 
 /* ---- which blocks ----------------------------------------------------------------------------------------------- */
@@ -48,7 +48,7 @@ static void plan(WatchedBlocks *b, const ProbeConfig *config) {
         if (!params_is_hidden_matrix(block) || !is_listed(config, block->name)) continue;
         const int64_t rows = blocks_rows(b, kind), columns = blocks_columns(b, kind);
         const int64_t layers = params_kind_layers(b->params, kind);
-        const int64_t values = smaller(rows, columns) + spectrum_workspace_size(rows, columns);
+        const int64_t values = smaller(rows, columns) + singular_workspace_size(rows, columns);
         const int64_t triples = triples_workspace_size(rows, columns, blocks_top(b, kind));
         b->first_slot[kind] = b->slots;
         b->slots += layers;
@@ -60,32 +60,7 @@ static void plan(WatchedBlocks *b, const ProbeConfig *config) {
     if (b->slots > 0) b->chunk = smaller(most_layers, larger(1, HOST_ELEMENTS / (BLOCK_SETS * b->elements)));
 }
 
-/* ---- life ------------------------------------------------------------------------------------------------------- */
-
-static int64_t host_bytes(const WatchedBlocks *b) {
-    return BLOCK_SETS * b->chunk * b->elements * (int64_t)sizeof *b->host;
-}
-
-static int64_t stage_bytes(const WatchedBlocks *b) {
-    return b->elements * dtype_size(DTYPE_F32);
-}
-
-int64_t blocks_bytes(const WatchedBlocks *b) {
-    const int64_t doubles = BLOCK_SETS * b->chunk * b->found_size + b->threads * b->workspace_size;
-    return host_bytes(b) + stage_bytes(b) + blocks_triples_bytes(b) + doubles * (int64_t)sizeof(double);
-}
-
-static bool allocate_host(WatchedBlocks *b) {
-    b->host = backend_alloc_host(b->be, host_bytes(b));
-    b->found = calloc((size_t)(BLOCK_SETS * b->chunk * b->found_size), sizeof *b->found);
-    b->weights = blocks_create_triples(b, &b->weights_memory);
-    b->weights_known = calloc((size_t)b->slots, sizeof *b->weights_known);
-    b->workspaces = calloc((size_t)(b->threads * b->workspace_size), sizeof *b->workspaces);
-    return b->host && b->found && b->weights && b->weights_known && b->workspaces;
-}
-
-Status blocks_create(WatchedBlocks **out, const ParamTable *params, const ProbeConfig *config, Backend *be) {
-    Status status = status_ok();
+Status blocks_plan(WatchedBlocks **out, const ParamTable *params, const ProbeConfig *config, Backend *be) {
     WatchedBlocks *b = calloc(1, sizeof *b);
     if (!b) return status_error(STATUS_OUT_OF_MEMORY, "no memory for the probes of blocks");
     b->params = params;
@@ -93,63 +68,38 @@ Status blocks_create(WatchedBlocks **out, const ParamTable *params, const ProbeC
     b->threads = be->threads > 0 ? be->threads : omp_get_max_threads();
     b->top = config->collision_top;
     plan(b, config);
-    if (b->slots > 0 && !allocate_host(b))
-        status = status_error(STATUS_OUT_OF_MEMORY, "no memory for %lld bytes on the host; watch fewer probe.blocks",
-                              (long long)blocks_bytes(b));
-    else if (b->slots > 0)
-        status = backend_alloc(be, &b->stage, stage_bytes(b), PURPOSE);
-    if (status.code)
-        blocks_free(b);
-    else
-        *out = b;
-    return status;
+    if (b->slots == 0) free(b), b = NULL;
+    *out = b;
+    return status_ok();
 }
 
-void blocks_free(WatchedBlocks *b) {
-    if (!b) return;
-    if (b->stage) backend_free(b->be, b->stage, stage_bytes(b));
-    backend_free_host(b->be, b->host);
-    free(b->found);
-    free(b->weights);
-    free(b->weights_memory);
-    free(b->weights_known);
-    free(b->workspaces);
-    free(b);
-}
+/* ---- memory ----------------------------------------------------------------------------------------------------- */
 
-/* ---- triples of every slot -------------------------------------------------------------------------------------- */
-
-static int64_t kind_triples_size(const WatchedBlocks *b, int kind) {
+static int64_t triples_size_of(const WatchedBlocks *b, int kind) {
     return triples_size(blocks_rows(b, kind), blocks_columns(b, kind), blocks_top(b, kind));
 }
 
-static int64_t all_triples_size(const WatchedBlocks *b) {
-    int64_t size = 0;
-    for (int kind = 0; kind < b->params->kind_count; kind++)
-        if (blocks_watched(b, kind)) size += params_kind_layers(b->params, kind) * kind_triples_size(b, kind);
-    return size;
-}
-
-int64_t blocks_triples_bytes(const WatchedBlocks *b) {
-    return b->slots * (int64_t)sizeof(Triples) + all_triples_size(b) * (int64_t)sizeof(double);
-}
-
-Triples *blocks_create_triples(const WatchedBlocks *b, double **memory) {
-    Triples *all = calloc((size_t)b->slots + 1, sizeof *all);
-    double *next = *memory = calloc((size_t)all_triples_size(b) + 1, sizeof **memory);
-    for (int kind = 0; kind < b->params->kind_count && all && next; kind++) {
-        if (!blocks_watched(b, kind)) continue;
-        for (int64_t layer = 0; layer < params_kind_layers(b->params, kind); layer++) {
+Triples *blocks_layout_triples(const WatchedBlocks *b, Arena *host) {
+    Triples *all = arena_take_host(host, b->slots, sizeof *all);
+    for (int kind = 0; kind < b->params->kind_count; kind++) {
+        for (int64_t layer = 0; blocks_watched(b, kind) && layer < params_kind_layers(b->params, kind); layer++) {
+            double *memory = arena_take_host(host, triples_size_of(b, kind), sizeof *memory);
+            if (!memory) continue; /* measuring */
             all[blocks_slot(b, kind, layer)] =
-                triples_place(next, blocks_rows(b, kind), blocks_columns(b, kind), blocks_top(b, kind));
-            next += kind_triples_size(b, kind);
+                triples_place(memory, blocks_rows(b, kind), blocks_columns(b, kind), blocks_top(b, kind));
         }
     }
-    if (all && *memory) return all;
-    free(all);
-    free(*memory);
-    *memory = NULL;
-    return NULL;
+    return all;
+}
+
+void blocks_layout(WatchedBlocks *b, ProbeMemory *memory) {
+    Arena *host = &memory->host;
+    b->host = arena_take_host(host, BLOCK_SETS * b->chunk * b->elements, sizeof *b->host);
+    b->found = arena_take_host(host, BLOCK_SETS * b->chunk * b->found_size, sizeof *b->found);
+    b->weights = blocks_layout_triples(b, host);
+    b->weights_known = arena_take_host(host, b->slots, sizeof *b->weights_known);
+    b->workspaces = arena_take_host(host, b->threads * b->workspace_size, sizeof *b->workspaces);
+    b->stage = arena_take_1d(&memory->device, DTYPE_F32, b->elements);
 }
 
 /* ---- copies and work -------------------------------------------------------------------------------------------- */
@@ -162,7 +112,7 @@ void blocks_fetch(WatchedBlocks *b, int set, int kind, Tensor run) {
     CHECK(set < BLOCK_SETS && run.shape[0] <= b->chunk && blocks_watched(b, kind), "set %d, %lld layers of kind %d",
           set, (long long)run.shape[0], kind);
     for (int64_t layer = 0; layer < run.shape[0]; layer++)
-        fetch_run(b->be, b->stage, tensor_slice(run, 0, layer, 1), b->params->kinds[kind].head_axis,
+        fetch_run(b->be, b->stage.data, tensor_slice(run, 0, layer, 1), b->params->kinds[kind].head_axis,
                   host_matrix(b, set, layer));
     backend_sync(b->be);
 }

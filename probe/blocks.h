@@ -14,6 +14,7 @@
 
 #include "base/config.h"
 #include "model/params.h"
+#include "probe/memory.h"
 #include "probe/triples.h"
 
 enum { BLOCK_SETS = 3 };
@@ -23,24 +24,22 @@ typedef struct {
     Backend *be;
     int threads;
     int64_t top;                        /* k; see blocks_top */
-    int64_t slots;                      /* watched (kind, layer) pairs; 0: the model has none of the kinds */
+    int64_t slots;                      /* watched (kind, layer) pairs */
     int64_t first_slot[BLOCK_KIND_MAX]; /* of a kind's layer 0; -1: it is not watched */
     int64_t chunk, elements;            /* layers at a time, elements of the largest block */
     float *host;
     int64_t found_size; /* doubles */
     double *found;
     Triples *weights;
-    double *weights_memory;
     bool *weights_known;    /* of a slot, in this step */
     int64_t workspace_size; /* doubles a thread */
     double *workspaces;
-    void *stage; /* of the largest block, in the backend's memory */
+    Tensor stage; /* (elements) f32: of the largest block */
 } WatchedBlocks;
 
-/* Kinds that the model does not have are passed over. */
-Status blocks_create(WatchedBlocks **blocks, const ParamTable *params, const ProbeConfig *config, Backend *be);
-void blocks_free(WatchedBlocks *blocks); /* NULL is fine */
-int64_t blocks_bytes(const WatchedBlocks *blocks);
+/* Kinds that the model does not have are passed over; NULL if it has none of them. The caller frees it. */
+Status blocks_plan(WatchedBlocks **blocks, const ParamTable *params, const ProbeConfig *config, Backend *be);
+void blocks_layout(WatchedBlocks *blocks, ProbeMemory *memory);
 
 bool blocks_watched(const WatchedBlocks *blocks, int kind);
 int64_t blocks_slot(const WatchedBlocks *blocks, int kind, int64_t layer);
@@ -54,11 +53,8 @@ void blocks_begin(WatchedBlocks *blocks);
 /* The weights of a run of a watched kind, before the step: their triples, unless they are known, stay for the step. */
 void blocks_keep_weights(WatchedBlocks *blocks, int kind, int64_t first_layer, Tensor weights);
 
-/* ---- private to probe/ ------------------------------------------------------------------------------------------ */
-
-/* Triples of every slot, in one piece of memory. NULL: there is none. The caller frees both. */
-Triples *blocks_create_triples(const WatchedBlocks *blocks, double **memory);
-int64_t blocks_triples_bytes(const WatchedBlocks *blocks);
+/* Triples of every slot. */
+Triples *blocks_layout_triples(const WatchedBlocks *blocks, Arena *host);
 
 /* The layers of `run` (at most `chunk`) become set `set`. Waits. */
 void blocks_fetch(WatchedBlocks *blocks, int set, int kind, Tensor run);

@@ -1,33 +1,55 @@
-/* Collisions of a step with the top triples of the weights; see collision.h. */
+/* The collision meter: how a step meets the largest singular triples (sigma_i, u_i, v_i) of the weights it changes.
+ *
+ *      W' = (1 - lr wd) W - lr s U                     Muon's U = msign(.), AdamW's m̂ / (sqrt(v̂) + eps), ..
+ *      c_i = u_iᵀ U v_i                                 the collision of U with the i-th triple
+ *      sigma_i' - sigma_i = -lr s c_i - lr wd sigma_i   predicted: to first order (Stewart & Sun 1990)
+ *      relative = mean c_i² / (|U|_F² / (n m))          1: as a U without any direction of its own would meet them
+ *
+ * A collision with c_i < 0 makes sigma_i grow. Updates of full rank and equal singular values (Muon) have c_i of some
+ * size against every triple; updates of low rank only where they point. `realised` compares the i-th largest values
+ * before and after, which is the same triple as long as none overtakes.
+ */
 #include "probe/collision.h"
 
 #include <math.h>
-#include <stdlib.h>
 
+#include "base/metrics.h"
 #include "probe/matrix.h"
+#include "probe/probe.h"
+#include "probe/record.h"
 
 typedef enum { SET_UPDATE, SET_WEIGHTS, SET_MOMENTUM, SET_COUNT } Set;
 _Static_assert((int)SET_COUNT <= (int)BLOCK_SETS, "too few sets");
 
-int64_t collision_bytes(const CollisionProbe *p) {
-    return p->blocks->slots * (int64_t)sizeof *p->records;
+typedef struct {
+    int kind;
+    int64_t layer;
+    int64_t count; /* k */
+    double c[TRIPLES_MAX], sigma[TRIPLES_MAX], predicted[TRIPLES_MAX], realised[TRIPLES_MAX];
+    double relative;
+    Alignment with_update, with_momentum, with_step; /* of W before the step, with U, M and W after it */
+} CollisionRecord;
+
+typedef struct {
+    int64_t record_count;
+    CollisionRecord *records; /* as many as slots; by block and layer */
+} CollisionProbe;
+
+static bool wanted(const ProbeSet *set) {
+    return set->blocks != NULL;
 }
 
-Status collision_create(CollisionProbe *p, WatchedBlocks *blocks) {
-    *p = (CollisionProbe){.blocks = blocks, .records = calloc((size_t)blocks->slots + 1, sizeof *p->records)};
-    if (p->records) return status_ok();
-    return status_error(STATUS_OUT_OF_MEMORY, "no memory for %lld bytes on the host; set probe.collision_every=0",
-                        (long long)collision_bytes(p));
+static void layout(void *self, const ProbeSet *set, ProbeMemory *memory) {
+    CollisionProbe *p = self;
+    p->records = arena_take_host(&memory->host, set->blocks->slots, sizeof *p->records);
 }
 
-void collision_free(CollisionProbe *p) {
-    free(p->records);
-    *p = (CollisionProbe){0};
+static void begin(void *self, ProbeSet *set) {
+    (void)set;
+    ((CollisionProbe *)self)->record_count = 0;
 }
 
-void collision_begin(CollisionProbe *p) {
-    p->record_count = 0;
-}
+/* ---- measuring -------------------------------------------------------------------------------------------------- */
 
 double collision_with(const Triples *t, const float *update, double *c) {
     double squares = 0, norm_sq = 0;
@@ -44,7 +66,7 @@ double collision_with(const Triples *t, const float *update, double *c) {
 /* A chunk of a run under measurement. */
 typedef struct {
     const WatchedBlocks *blocks;
-    const CollisionStep *step;
+    const UpdateEvent *event;
     int64_t first_layer;
     CollisionRecord *records;
 } Chunk;
@@ -53,40 +75,74 @@ static void compare(void *context, int64_t layer, double *workspace) {
     (void)workspace;
     const Chunk *c = context;
     const WatchedBlocks *b = c->blocks;
-    const CollisionStep *s = c->step;
-    const Triples *before = &b->weights[blocks_slot(b, s->kind, c->first_layer + layer)];
-    const Triples update = blocks_found(b, SET_UPDATE, s->kind, layer);
-    const Triples after = blocks_found(b, SET_WEIGHTS, s->kind, layer);
+    const UpdateEvent *e = c->event;
+    const int kind = e->route->kind;
+    const double step = e->lr * (double)e->route->scale, decay = 1 - e->keep;
+    const Triples *before = &b->weights[blocks_slot(b, kind, c->first_layer + layer)];
+    const Triples update = blocks_found(b, SET_UPDATE, kind, layer);
+    const Triples after = blocks_found(b, SET_WEIGHTS, kind, layer);
     CollisionRecord *r = &c->records[layer];
 
-    *r = (CollisionRecord){.kind = s->kind, .layer = c->first_layer + layer, .count = before->count};
+    *r = (CollisionRecord){.kind = kind, .layer = c->first_layer + layer, .count = before->count};
     r->relative = collision_with(before, blocks_matrix(b, SET_UPDATE, layer), r->c);
     for (int64_t i = 0; i < before->count; i++) {
         r->sigma[i] = before->sigma[i];
-        r->predicted[i] = -s->step * r->c[i] - s->decay * before->sigma[i];
+        r->predicted[i] = -step * r->c[i] - decay * before->sigma[i];
         r->realised[i] = after.sigma[i] - before->sigma[i];
     }
     r->with_update = triples_align(before, &update);
     r->with_step = triples_align(before, &after);
     r->with_momentum = (Alignment){(double)NAN, (double)NAN};
-    if (!tensor_present(s->momentum)) return;
-    const Triples momentum = blocks_found(b, SET_MOMENTUM, s->kind, layer);
+    if (!tensor_present(e->momentum)) return;
+    const Triples momentum = blocks_found(b, SET_MOMENTUM, kind, layer);
     r->with_momentum = triples_align(before, &momentum);
 }
 
-void collision_measure(CollisionProbe *p, const CollisionStep *s) {
-    WatchedBlocks *b = p->blocks;
+static void measure(CollisionProbe *p, WatchedBlocks *b, const UpdateEvent *e) {
     const Tensor sources[SET_COUNT] = {
-        [SET_UPDATE] = s->update, [SET_WEIGHTS] = s->weights, [SET_MOMENTUM] = s->momentum};
-    const int sets = tensor_present(s->momentum) ? SET_COUNT : SET_MOMENTUM;
-    CHECK(p->record_count + s->update.shape[0] <= b->slots, "kind %d was added twice in a step", s->kind);
-    for (int64_t start = 0; start < s->update.shape[0]; start += b->chunk) {
-        const int64_t layers = smaller(b->chunk, s->update.shape[0] - start);
-        Chunk c = {b, s, s->first_layer + start, p->records + p->record_count};
-        for (int set = 0; set < sets; set++)
-            blocks_fetch(b, set, s->kind, tensor_slice(sources[set], 0, start, layers));
-        blocks_find(b, sets, s->kind, layers);
+        [SET_UPDATE] = e->update, [SET_WEIGHTS] = e->weights, [SET_MOMENTUM] = e->momentum};
+    const int sets = tensor_present(e->momentum) ? SET_COUNT : SET_MOMENTUM, kind = e->route->kind;
+    CHECK(p->record_count + e->route->layers <= b->slots, "kind %d was added twice in a step", kind);
+    for (int64_t start = 0; start < e->route->layers; start += b->chunk) {
+        const int64_t layers = smaller(b->chunk, e->route->layers - start);
+        Chunk c = {b, e, e->route->first + start, p->records + p->record_count};
+        for (int set = 0; set < sets; set++) blocks_fetch(b, set, kind, tensor_slice(sources[set], 0, start, layers));
+        blocks_find(b, sets, kind, layers);
         blocks_parallel(b, layers, compare, &c);
         p->record_count += layers;
     }
 }
+
+static void update(void *self, ProbeSet *set, const UpdateEvent *e) {
+    if (!blocks_watched(set->blocks, e->route->kind)) return;
+    if (e->moment == UPDATE_COMES)
+        blocks_keep_weights(set->blocks, e->route->kind, e->route->first, e->weights);
+    else
+        measure(self, set->blocks, e);
+}
+
+/* ---- the record ------------------------------------------------------------------------------------------------- */
+
+static void report(void *self, ProbeSet *set, cJSON *line) {
+    const CollisionProbe *p = self;
+    cJSON *list = cJSON_AddArrayToObject(line, "collision");
+    for (const CollisionRecord *r = p->records; r < p->records + p->record_count; r++) {
+        cJSON *row = record_add_block(list, &set->gpt->params, r->kind, r->layer);
+        record_add_values(row, "c", r->c, r->count);
+        record_add_values(row, "sigma", r->sigma, r->count);
+        record_add_values(row, "predicted", r->predicted, r->count);
+        record_add_values(row, "realised", r->realised, r->count);
+        metrics_add_float(row, "relative", (float)r->relative);
+        record_add_alignment(row, "align_update", r->with_update);
+        record_add_alignment(row, "align_momentum", r->with_momentum);
+        record_add_alignment(row, "align_step", r->with_step);
+    }
+}
+
+const Probe probe_collision = {.size = sizeof(CollisionProbe),
+                               .of_update = true,
+                               .wanted = wanted,
+                               .layout = layout,
+                               .begin = begin,
+                               .update = update,
+                               .report = report};

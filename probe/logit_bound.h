@@ -1,4 +1,4 @@
-/* How large attention logits could be: norms of inputs and weights, and the bound that they give.
+/* How large attention logits could be: norms of inputs and weights, and the bound that they give (bound.c measures it).
  *
  * A logit is scale q·k with q = W_q x_i + b_q, k = W_k x_j + b_k, so by Cauchy-Schwarz
  *
@@ -16,7 +16,7 @@
  */
 #pragma once
 
-#include "model/params.h"
+#include <stdint.h>
 
 /* One product within a logit. Where q and k are put together of several (a content part and a rotary one, which have
  * inputs and weights of their own), q·k is the sum of theirs. */
@@ -36,34 +36,3 @@ double logit_bound_qk(const LogitPart *parts, int count, double scale);
 int64_t logit_part_workspace_size(int64_t size);
 void logit_part_measure(LogitPart *part, const float *w_q, int64_t q_inputs, const float *w_k, int64_t k_inputs,
                         int64_t size, double *workspace);
-
-/* What weights of queries and keys multiply. */
-typedef enum {
-    LOGIT_INPUT_STREAM,   /* the normalized residual stream */
-    LOGIT_INPUT_Q_LATENT, /* latent attention: the normalized c^Q, c^KV */
-    LOGIT_INPUT_KV_LATENT,
-    LOGIT_INPUTS
-} LogitInput;
-
-enum { LOGIT_PARTS_MAX = 2 };
-
-/* One part; in latent attention two: q^C·k^C and q^R·k^R. */
-typedef struct {
-    int64_t layer, head;
-    int count;
-    LogitPart parts[LOGIT_PARTS_MAX];
-} LogitBoundRecord;
-
-/* Measures blocks "q" and "k" of multi-head and grouped-query attention, and of latent attention "q_rope" and "k_rope",
- * too. */
-typedef struct LogitBoundProbe LogitBoundProbe;
-Status logit_bound_probe_create(LogitBoundProbe **probe, const ParamTable *params, Backend *be);
-void logit_bound_probe_free(LogitBoundProbe *probe);           /* NULL is fine */
-int64_t logit_bound_probe_bytes(const LogitBoundProbe *probe); /* all that create took, for the plan */
-
-/* Of a step: forgets the inputs, and measures the weights that its forward passes read (working copies). Waits. */
-void logit_bound_probe_begin(LogitBoundProbe *probe);
-/* x (N,C) T*: an input of a layer, of one micro-batch. */
-void logit_bound_probe_add(LogitBoundProbe *probe, int64_t layer, LogitInput which, Tensor x);
-void logit_bound_probe_read(LogitBoundProbe *probe);                                             /* waits */
-const LogitBoundRecord *logit_bound_probe_records(const LogitBoundProbe *probe, int64_t *count); /* layer by layer */

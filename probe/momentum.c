@@ -1,58 +1,74 @@
-/* Momentum against gradient, and the gradient's noise; see momentum.h. */
-#include "probe/momentum.h"
-
+/* Momentum against gradient: how much of M is this step's G, how fast its directions turn, how noisy G is.
+ *
+ *      cosine = <M, G> / (|M| |G|)       ratio = |M| / |G|           M after the step, G as it entered M (clipped)
+ *      drift               subspaces of the k largest triples of M, against those of M before the step
+ *      gradient_alignment  the same against those of G
+ *
+ * With n micro-batches of mean gradients g_1 .. g_n, whose mean is G:
+ *
+ *      variance = 1/(n-1) sum |g_i - G|²                   of one micro-batch's gradient: the trace of its covariance
+ *      noise    = variance / |G|²                          (McCandlish et al. 2018, "simple noise scale", but for the
+ *                                                          batch size and for G's own noise, variance / n)
+ *
+ * The gradients accumulate in one buffer. After each micro-batch what is new in it is that one's share g_i / n:
+ *
+ *      gradient   g_1/n    (g_1+g_2)/n   ..            shares = gradient - earlier
+ *      earlier    0         g_1/n        ..
+ */
 #include <math.h>
-#include <stdlib.h>
 
+#include "base/metrics.h"
 #include "ops/ops.h"
 #include "probe/matrix.h"
+#include "probe/probe.h"
+#include "probe/record.h"
 
 typedef enum { SET_MOMENTUM, SET_GRADIENT, SET_COUNT } Set;
 _Static_assert((int)SET_COUNT <= (int)BLOCK_SETS, "too few sets");
 
+typedef struct {
+    int kind;
+    int64_t layer;
+    double cosine, ratio;
+    Alignment drift, with_gradient;
+    double variance, noise; /* NaN with a single micro-batch */
+} MomentumRecord;
+
+typedef struct {
+    WatchedBlocks *blocks;
+    Triples *before;                /* of M, of a slot */
+    Tensor earlier[BLOCK_KIND_MAX]; /* a kind's gradients: (layers, 1, rows, columns) */
+    Tensor squares;                 /* (slots): sum over micro-batches of |g_i / n|² */
+    float *host_squares;
+    int64_t micro_batches; /* n: that have been added in this step */
+    bool squares_known;    /* host_squares are this step's */
+    int64_t record_count;
+    MomentumRecord *records; /* as many as slots; by block and layer */
+} MomentumProbe;
+
 /* ---- life ------------------------------------------------------------------------------------------------------- */
 
-static void layout(MomentumProbe *p) {
-    const WatchedBlocks *b = p->blocks;
+static bool wanted(const ProbeSet *set) {
+    return set->blocks != NULL;
+}
+
+static void layout(void *self, const ProbeSet *set, ProbeMemory *memory) {
+    MomentumProbe *p = self;
+    const WatchedBlocks *b = p->blocks = set->blocks;
     for (int kind = 0; kind < b->params->kind_count; kind++) {
         if (!blocks_watched(b, kind)) continue;
         const int64_t shape[] = {params_kind_layers(b->params, kind), 1, blocks_rows(b, kind), blocks_columns(b, kind)};
-        p->earlier[kind] = arena_take(&p->arena, DTYPE_F32, 4, shape);
+        p->earlier[kind] = arena_take(&memory->device, DTYPE_F32, 4, shape);
     }
-    p->squares = arena_take_1d(&p->arena, DTYPE_F32, b->slots);
+    p->squares = arena_take_1d(&memory->device, DTYPE_F32, b->slots);
+    p->before = blocks_layout_triples(b, &memory->host);
+    p->host_squares = arena_take_host(&memory->host, b->slots, sizeof *p->host_squares);
+    p->records = arena_take_host(&memory->host, b->slots, sizeof *p->records);
 }
 
-int64_t momentum_bytes(const MomentumProbe *p) {
-    const int64_t a_slot = (int64_t)sizeof *p->records + (int64_t)sizeof *p->host_squares;
-    return blocks_triples_bytes(p->blocks) + p->blocks->slots * a_slot + arena_bytes(&p->arena);
-}
-
-Status momentum_create(MomentumProbe *p, WatchedBlocks *blocks) {
-    Status status = status_ok();
-    *p = (MomentumProbe){.blocks = blocks, .arena = arena_measure("block probes")};
-    layout(p);
-    p->before = blocks_create_triples(blocks, &p->before_memory);
-    p->host_squares = calloc((size_t)blocks->slots + 1, sizeof *p->host_squares);
-    p->records = calloc((size_t)blocks->slots + 1, sizeof *p->records);
-    if (!p->before || !p->host_squares || !p->records)
-        status = status_error(STATUS_OUT_OF_MEMORY, "no memory for %lld bytes on the host; set probe.momentum_every=0",
-                              (long long)momentum_bytes(p));
-    if (!status.code) status = arena_allocate(&p->arena, blocks->be);
-    if (!status.code) layout(p);
-    if (status.code) momentum_free(p);
-    return status;
-}
-
-void momentum_free(MomentumProbe *p) {
-    arena_free(&p->arena);
-    free(p->before);
-    free(p->before_memory);
-    free(p->host_squares);
-    free(p->records);
-    *p = (MomentumProbe){0};
-}
-
-void momentum_begin(MomentumProbe *p) {
+static void begin(void *self, ProbeSet *set) {
+    (void)set;
+    MomentumProbe *p = self;
     p->record_count = 0;
     p->micro_batches = 0;
     p->squares_known = false;
@@ -76,7 +92,9 @@ static void add_kind(MomentumProbe *p, int kind) {
     op_copy(b->be, earlier, gradient);
 }
 
-void momentum_add_micro_batch(MomentumProbe *p) {
+static void backward(void *self, ProbeSet *set) {
+    (void)set;
+    MomentumProbe *p = self;
     if (p->micro_batches == 0) op_fill(p->blocks->be, p->squares, 0);
     for (int kind = 0; kind < p->blocks->params->kind_count; kind++)
         if (blocks_watched(p->blocks, kind)) add_kind(p, kind);
@@ -85,15 +103,17 @@ void momentum_add_micro_batch(MomentumProbe *p) {
 
 /* ---- the step --------------------------------------------------------------------------------------------------- */
 
-void momentum_keep(MomentumProbe *p, int kind, int64_t first_layer, Tensor momentum) {
+/* The momentum of a run before the step: its triples stay. */
+static void keep(MomentumProbe *p, const UpdateEvent *e) {
     WatchedBlocks *b = p->blocks;
-    for (int64_t start = 0; start < momentum.shape[0]; start += b->chunk) {
-        const int64_t layers = smaller(b->chunk, momentum.shape[0] - start);
-        blocks_fetch(b, SET_MOMENTUM, kind, tensor_slice(momentum, 0, start, layers));
+    const int kind = e->route->kind;
+    for (int64_t start = 0; start < e->route->layers; start += b->chunk) {
+        const int64_t layers = smaller(b->chunk, e->route->layers - start);
+        blocks_fetch(b, SET_MOMENTUM, kind, tensor_slice(e->momentum, 0, start, layers));
         blocks_find(b, 1, kind, layers);
         for (int64_t layer = 0; layer < layers; layer++) {
             const Triples found = blocks_found(b, SET_MOMENTUM, kind, layer);
-            triples_copy(&p->before[blocks_slot(b, kind, first_layer + start + layer)], &found);
+            triples_copy(&p->before[blocks_slot(b, kind, e->route->first + start + layer)], &found);
         }
     }
 }
@@ -101,7 +121,7 @@ void momentum_keep(MomentumProbe *p, int kind, int64_t first_layer, Tensor momen
 /* A chunk of a run under measurement. */
 typedef struct {
     const MomentumProbe *probe;
-    const MomentumState *state;
+    const UpdateEvent *event;
     int64_t first_layer;
     MomentumRecord *records;
 } Chunk;
@@ -132,13 +152,13 @@ static void compare(void *context, int64_t layer, double *workspace) {
     (void)workspace;
     const Chunk *c = context;
     const WatchedBlocks *b = c->probe->blocks;
-    const int kind = c->state->kind;
+    const int kind = c->event->route->kind;
     const int64_t slot = blocks_slot(b, kind, c->first_layer + layer);
     const Triples momentum = blocks_found(b, SET_MOMENTUM, kind, layer);
     const Triples gradient = blocks_found(b, SET_GRADIENT, kind, layer);
     const Products p = multiply(blocks_matrix(b, SET_MOMENTUM, layer), blocks_matrix(b, SET_GRADIENT, layer),
                                 blocks_rows(b, kind) * blocks_columns(b, kind));
-    const double scale = c->state->grad_scale;
+    const double scale = (double)c->event->grad_scale;
     const double spread = variance((double)c->probe->host_squares[slot], p.gg, (double)c->probe->micro_batches);
     c->records[layer] = (MomentumRecord){.kind = kind,
                                          .layer = c->first_layer + layer,
@@ -150,19 +170,52 @@ static void compare(void *context, int64_t layer, double *workspace) {
                                          .noise = spread / p.gg};
 }
 
-void momentum_measure(MomentumProbe *p, const MomentumState *s) {
+static void measure(MomentumProbe *p, const UpdateEvent *e) {
     WatchedBlocks *b = p->blocks;
-    if (!tensor_present(s->momentum)) return;
-    CHECK(p->record_count + s->momentum.shape[0] <= b->slots, "kind %d was added twice in a step", s->kind);
+    const int kind = e->route->kind;
+    CHECK(p->record_count + e->route->layers <= b->slots, "kind %d was added twice in a step", kind);
     if (!p->squares_known) backend_to_host(b->be, p->host_squares, p->squares);
     p->squares_known = true;
-    for (int64_t start = 0; start < s->momentum.shape[0]; start += b->chunk) {
-        const int64_t layers = smaller(b->chunk, s->momentum.shape[0] - start);
-        Chunk c = {p, s, s->first_layer + start, p->records + p->record_count};
-        blocks_fetch(b, SET_MOMENTUM, s->kind, tensor_slice(s->momentum, 0, start, layers));
-        blocks_fetch(b, SET_GRADIENT, s->kind, tensor_slice(s->gradient, 0, start, layers));
-        blocks_find(b, SET_COUNT, s->kind, layers);
+    for (int64_t start = 0; start < e->route->layers; start += b->chunk) {
+        const int64_t layers = smaller(b->chunk, e->route->layers - start);
+        Chunk c = {p, e, e->route->first + start, p->records + p->record_count};
+        blocks_fetch(b, SET_MOMENTUM, kind, tensor_slice(e->momentum, 0, start, layers));
+        blocks_fetch(b, SET_GRADIENT, kind, tensor_slice(e->gradient, 0, start, layers));
+        blocks_find(b, SET_COUNT, kind, layers);
         blocks_parallel(b, layers, compare, &c);
         p->record_count += layers;
     }
 }
+
+static void update(void *self, ProbeSet *set, const UpdateEvent *e) {
+    if (!blocks_watched(set->blocks, e->route->kind) || !tensor_present(e->momentum)) return;
+    if (e->moment == UPDATE_COMES)
+        keep(self, e);
+    else
+        measure(self, e);
+}
+
+/* ---- the record ------------------------------------------------------------------------------------------------- */
+
+static void report(void *self, ProbeSet *set, cJSON *line) {
+    const MomentumProbe *p = self;
+    cJSON *list = cJSON_AddArrayToObject(line, "momentum");
+    for (const MomentumRecord *r = p->records; r < p->records + p->record_count; r++) {
+        cJSON *row = record_add_block(list, &set->gpt->params, r->kind, r->layer);
+        metrics_add_float(row, "cosine", (float)r->cosine);
+        metrics_add_float(row, "ratio", (float)r->ratio);
+        record_add_alignment(row, "drift", r->drift);
+        record_add_alignment(row, "gradient_alignment", r->with_gradient);
+        metrics_add_float(row, "variance", (float)r->variance);
+        metrics_add_float(row, "noise", (float)r->noise);
+    }
+}
+
+const Probe probe_momentum = {.size = sizeof(MomentumProbe),
+                              .of_update = true,
+                              .wanted = wanted,
+                              .layout = layout,
+                              .begin = begin,
+                              .backward = backward,
+                              .update = update,
+                              .report = report};

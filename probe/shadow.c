@@ -1,69 +1,195 @@
-/* Updates that are not made, against the weights; see shadow.h. */
-#include "probe/shadow.h"
-
-#include <stdlib.h>
-
+/* Shadow optimizers: what AdamW and Muon would each do with the run's gradients, whichever of them it uses.
+ *
+ * Each keeps a state of its own, moved on in every step, and changes no weights (optimizer_plan_shadow). With the
+ * weights' triples (sigma_i, u_i, v_i) and W' = (1 - lr wd) W - lr s U:
+ *
+ *      effective_rank    exp(-sum p ln p), p = sigma(U) / sum sigma(U)
+ *      rms               lr s |U|_F / sqrt(n m)
+ *      collision         mean over the top k of (u_iᵀ U v_i)², relative to |U|_F² / (n m)      (collision.h)
+ *      sigma_change      -lr s u_1ᵀ U v_1 - lr wd sigma_1
+ */
+#include "base/metrics.h"
+#include "ops/ops.h"
 #include "probe/collision.h"
 #include "probe/matrix.h"
-#include "probe/spectrum.h"
+#include "probe/probe.h"
+#include "probe/record.h"
+#include "probe/singular_values.h"
 
-int64_t shadow_bytes(const ShadowProbe *p) {
-    return p->capacity * (int64_t)sizeof *p->records;
+enum { SHADOWS = 2 };
+static const OptimizerKind shadow_kinds[SHADOWS] = {OPTIMIZER_ADAMW, OPTIMIZER_MUON};
+
+typedef struct {
+    int kind;
+    OptimizerKind optimizer;
+    int64_t layer;
+    double effective_rank, rms, collision, sigma_change;
+} ShadowRecord;
+
+typedef struct {
+    Optimizer optimizers[SHADOWS];
+    int64_t updates; /* that they have seen: AdamW's t */
+    Tensor count;    /* (1) f32: the same number, for checkpoints */
+    int64_t record_count, capacity;
+    ShadowRecord *records; /* in the order of the updates, by layer */
+    WatchedBlocks *blocks;
+} ShadowProbe;
+
+/* ---- life ------------------------------------------------------------------------------------------------------- */
+
+static bool wanted(const ProbeSet *set) {
+    return set->blocks != NULL;
 }
 
-Status shadow_create(ShadowProbe *p, WatchedBlocks *blocks, int tags) {
-    *p = (ShadowProbe){.blocks = blocks, .capacity = blocks->slots * tags};
-    p->records = calloc((size_t)p->capacity + 1, sizeof *p->records);
-    if (p->records) return status_ok();
-    return status_error(STATUS_OUT_OF_MEMORY, "no memory for %lld bytes on the host; set probe.shadow_every=0",
-                        (long long)shadow_bytes(p));
+static Status plan(void *self, ProbeSet *set) {
+    ShadowProbe *p = self;
+    bool watched[BLOCK_KIND_MAX];
+    Status status = status_ok();
+    p->blocks = set->blocks;
+    p->capacity = SHADOWS * set->blocks->slots;
+    for (int kind = 0; kind < set->gpt->params.kind_count; kind++) watched[kind] = blocks_watched(set->blocks, kind);
+    for (int i = 0; i < SHADOWS && !status.code; i++)
+        status = optimizer_plan_shadow(&p->optimizers[i], set->optimizer, shadow_kinds[i], watched);
+    return status;
 }
 
-void shadow_free(ShadowProbe *p) {
-    free(p->records);
-    *p = (ShadowProbe){0};
+static void layout(void *self, const ProbeSet *set, ProbeMemory *memory) {
+    (void)set;
+    ShadowProbe *p = self;
+    p->count = arena_take_1d(&memory->device, DTYPE_F32, 1);
+    p->records = arena_take_host(&memory->host, p->capacity, sizeof *p->records);
 }
 
-void shadow_begin(ShadowProbe *p) {
-    p->record_count = 0;
+static Status allocate(void *self, ProbeSet *set) {
+    (void)set;
+    ShadowProbe *p = self;
+    Status status = status_ok();
+    for (int i = 0; i < SHADOWS && !status.code; i++) status = optimizer_allocate(&p->optimizers[i]);
+    return status;
 }
+
+static int64_t bytes(const void *self) {
+    const ShadowProbe *p = self;
+    int64_t sum = 0;
+    for (int i = 0; i < SHADOWS; i++) sum += optimizer_planned_bytes(&p->optimizers[i]);
+    return sum;
+}
+
+static void release(void *self, ProbeSet *set) {
+    (void)set;
+    for (int i = 0; i < SHADOWS; i++) optimizer_free(&((ShadowProbe *)self)->optimizers[i]);
+}
+
+static void begin(void *self, ProbeSet *set) {
+    (void)set;
+    ((ShadowProbe *)self)->record_count = 0;
+}
+
+/* ---- measuring -------------------------------------------------------------------------------------------------- */
 
 /* A chunk of a run under measurement. */
 typedef struct {
     const WatchedBlocks *blocks;
-    const ShadowUpdate *update;
+    const UpdateEvent *event;
     int64_t first_layer;
     ShadowRecord *records;
 } Chunk;
 
 static void measure(void *context, int64_t layer, double *workspace) {
     const Chunk *c = context;
-    const ShadowUpdate *s = c->update;
+    const UpdateEvent *e = c->event;
+    const double step = e->lr * (double)e->route->scale, decay = 1 - e->keep;
     const float *update = blocks_matrix(c->blocks, 0, layer);
-    const Triples *weights = &c->blocks->weights[blocks_slot(c->blocks, s->kind, c->first_layer + layer)];
+    const Triples *weights = &c->blocks->weights[blocks_slot(c->blocks, e->route->kind, c->first_layer + layer)];
     const int64_t rows = weights->rows, columns = weights->columns, r = smaller(rows, columns);
     double collisions[TRIPLES_MAX];
 
-    spectrum_singular_values(workspace, update, rows, columns, workspace + r);
+    singular_values(workspace, update, rows, columns, columns, workspace + r);
     const Spectrum spectrum = spectrum_from_values(workspace, r, larger(rows, columns));
     const double relative = collision_with(weights, update, collisions);
-    c->records[layer] = (ShadowRecord){.kind = s->kind,
-                                       .tag = s->tag,
+    c->records[layer] = (ShadowRecord){.kind = e->route->kind,
+                                       .optimizer = e->route->optimizer,
                                        .layer = c->first_layer + layer,
                                        .effective_rank = spectrum.effective_rank,
-                                       .rms = s->step * spectrum.rms,
+                                       .rms = step * spectrum.rms,
                                        .collision = relative,
-                                       .sigma_change = -s->step * collisions[0] - s->decay * weights->sigma[0]};
+                                       .sigma_change = -step * collisions[0] - decay * weights->sigma[0]};
 }
 
-void shadow_measure(ShadowProbe *p, const ShadowUpdate *s) {
+/* An UpdateObserver of the shadows: the weights of its events are the old ones. */
+static void observe(void *self, const UpdateEvent *e) {
+    ShadowProbe *p = self;
     WatchedBlocks *b = p->blocks;
-    CHECK(p->record_count + s->update.shape[0] <= p->capacity, "kind %d was added twice in a step", s->kind);
-    for (int64_t start = 0; start < s->update.shape[0]; start += b->chunk) {
-        const int64_t layers = smaller(b->chunk, s->update.shape[0] - start);
-        Chunk c = {b, s, s->first_layer + start, p->records + p->record_count};
-        blocks_fetch(b, 0, s->kind, tensor_slice(s->update, 0, start, layers));
+    const int kind = e->route->kind;
+    CHECK(p->record_count + e->route->layers <= p->capacity, "kind %d was added twice in a step", kind);
+    blocks_keep_weights(b, kind, e->route->first, e->weights);
+    for (int64_t start = 0; start < e->route->layers; start += b->chunk) {
+        const int64_t layers = smaller(b->chunk, e->route->layers - start);
+        Chunk c = {b, e, e->route->first + start, p->records + p->record_count};
+        blocks_fetch(b, 0, kind, tensor_slice(e->update, 0, start, layers));
         blocks_parallel(b, layers, measure, &c);
         p->record_count += layers;
     }
 }
+
+static void step(void *self, ProbeSet *set, const StepNumbers *numbers) {
+    ShadowProbe *p = self;
+    StepNumbers own = *numbers;
+    own.update = ++p->updates;
+    for (int i = 0; i < SHADOWS; i++)
+        optimizer_step(&p->optimizers[i], &own, probe_is_due(set, PROBE_SHADOW) ? observe : NULL, p);
+}
+
+/* ---- checkpoints ------------------------------------------------------------------------------------------------ */
+
+static int64_t state(void *self, ProbeSet *set, NamedTensor *tensors) {
+    ShadowProbe *p = self;
+    int64_t count = 0;
+    for (int i = 0; i < SHADOWS; i++) {
+        for (int64_t j = 0; j < optimizer_state_count(&p->optimizers[i]); j++, count++) {
+            if (!tensors) continue;
+            NamedTensor *entry = &tensors[count];
+            entry->tensor = optimizer_state_tensor(&p->optimizers[i], j, entry->name, sizeof entry->name);
+        }
+    }
+    if (!tensors) return count + 1;
+    op_fill(set->be, p->count, (float)p->updates);
+    tensors[count] = (NamedTensor){.name = "shadow.updates", .tensor = p->count};
+    return count + 1;
+}
+
+static void resumed(void *self, ProbeSet *set) {
+    ShadowProbe *p = self;
+    float updates = 0;
+    backend_to_host(set->be, &updates, p->count);
+    p->updates = (int64_t)updates;
+}
+
+/* ---- the record ------------------------------------------------------------------------------------------------- */
+
+static void report(void *self, ProbeSet *set, cJSON *line) {
+    const ShadowProbe *p = self;
+    cJSON *list = cJSON_AddArrayToObject(line, "shadow");
+    for (const ShadowRecord *r = p->records; r < p->records + p->record_count; r++) {
+        cJSON *row = record_add_block(list, &set->gpt->params, r->kind, r->layer);
+        cJSON_AddStringToObject(row, "optimizer", optimizer_name(r->optimizer));
+        metrics_add_float(row, "effective_rank", (float)r->effective_rank);
+        metrics_add_float(row, "rms", (float)r->rms);
+        metrics_add_float(row, "collision", (float)r->collision);
+        metrics_add_float(row, "sigma_change", (float)r->sigma_change);
+    }
+}
+
+const Probe probe_shadow = {.size = sizeof(ShadowProbe),
+                            .of_update = true,
+                            .wanted = wanted,
+                            .plan = plan,
+                            .layout = layout,
+                            .allocate = allocate,
+                            .bytes = bytes,
+                            .release = release,
+                            .begin = begin,
+                            .report = report,
+                            .step = step,
+                            .state = state,
+                            .resumed = resumed};

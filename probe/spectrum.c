@@ -1,4 +1,5 @@
-/* Singular values through the fp64 Gram matrix, and the statistics of their distribution; see spectrum.h.
+/* Spectra: singular values of all hidden matrices, of their momentum and updates, and of single heads; with them how
+ * far updates are from orthogonal, and how large the decay lets weights grow.
  *
  * A probe takes a run of matrices from the backend one layer at a time and measures them in parallel, one thread a
  * matrix, each with a serial BLAS and LAPACK:
@@ -20,106 +21,38 @@
  *
  * Until it is joined the worker owns the batches, the host copies and the records.
  */
-#include "probe/spectrum.h"
-
 #include <math.h>
 #include <omp.h>
 #include <pthread.h>
 #include <semaphore.h>
 #include <stdatomic.h>
-#include <stdlib.h>
 
+#include "base/metrics.h"
 #include "probe/matrix.h"
+#include "probe/probe.h"
+#include "probe/record.h"
+#include "probe/singular_values.h"
 
-static const double nan_value = (double)NAN;
+typedef enum { OF_WEIGHT, OF_MOMENTUM, OF_UPDATE, OF_COUNT } SpectrumOf;
 
-/* ---- statistics ------------------------------------------------------------------------------------------------- */
+/* A run of matrices and what they are. */
+typedef struct {
+    int kind;
+    int64_t first_layer;
+    BlockSplit split; /* how the optimizer takes the matrices */
+    SpectrumOf of;
+    double step, decay; /* lr s and lr wd of an update */
+} SpectrumRun;
 
-static double plogp(double p) {
-    return p > 0 ? p * log(p) : 0;
-}
-
-static Spectrum spectrum_of_nan(void) {
-    return (Spectrum){.sigma_max = nan_value,
-                      .sigma_min = nan_value,
-                      .rms = nan_value,
-                      .entropy = nan_value,
-                      .entropy_sq = nan_value,
-                      .effective_rank = nan_value,
-                      .stable_rank = nan_value,
-                      .orthogonality_error = nan_value,
-                      .below_half = nan_value};
-}
-
-/* Entropies of values given in units of the largest, so that no square over- or underflows. */
-static void add_entropies(Spectrum *s, const double *sigma, int64_t r, double sum, double sum_sq) {
-    for (int64_t i = 0; i < r; i++) {
-        double x = sigma[i] / s->sigma_max;
-        s->entropy -= plogp(x / sum);
-        s->entropy_sq -= plogp(x * x / sum_sq);
-    }
-    s->entropy_sq = r > 1 ? s->entropy_sq / log((double)r) : 1;
-    s->effective_rank = exp(s->entropy);
-    s->stable_rank = sum_sq;
-}
-
-Spectrum spectrum_from_values(const double *sigma, int64_t r, int64_t length) {
-    Spectrum s = {.sigma_min = HUGE_VAL};
-    double sum = 0, sum_sq = 0, error_sq = 0;
-    for (int64_t i = 0; i < r; i++) {
-        if (!isfinite(sigma[i])) return spectrum_of_nan();
-        const double deviation = sigma[i] * sigma[i] - 1;
-        s.sigma_max = fmax(s.sigma_max, sigma[i]);
-        s.sigma_min = fmin(s.sigma_min, sigma[i]);
-        s.below_half += sigma[i] < 0.5 ? 1 : 0;
-        error_sq += deviation * deviation;
-    }
-    s.below_half /= (double)r;
-    s.orthogonality_error = sqrt(error_sq);
-    if (s.sigma_max == 0) return s;
-    for (int64_t i = 0; i < r; i++) {
-        double x = sigma[i] / s.sigma_max;
-        sum += x;
-        sum_sq += x * x;
-    }
-    s.rms = s.sigma_max * sqrt(sum_sq / ((double)r * (double)length));
-    add_entropies(&s, sigma, r, sum, sum_sq);
-    return s;
-}
-
-/* ---- singular values -------------------------------------------------------------------------------------------- */
-
-/* workspace: | Gram r x r | panel, and after it the work of the eigenvalues | */
-int64_t spectrum_workspace_size(int64_t rows, int64_t columns) {
-    int64_t r = smaller(rows, columns);
-    return r * r + larger(gram_panel_size(r), eigen_work_size(r));
-}
-
-/* As spectrum_singular_values, of a matrix whose rows lie `stride` apart. */
-static void singular_values(double *sigma, const float *matrix, int64_t rows, int64_t columns, int64_t stride,
-                            double *workspace) {
-    int64_t r = smaller(rows, columns);
-    double *gram = workspace, *scratch = workspace + r * r;
-    bool known = gram_matrix(gram, matrix, rows, columns, stride, gram_smaller_side(rows, columns), scratch) &&
-                 eigen_symmetric(sigma, gram, r, EIGENVALUES, scratch);
-    if (!known) {
-        for (int64_t i = 0; i < r; i++) sigma[i] = nan_value;
-        return;
-    }
-    double noise = gram_noise(r, sigma[r - 1]);
-    for (int64_t i = 0; i < r; i++) sigma[i] = sigma[i] > noise ? sqrt(sigma[i]) : 0;
-    for (int64_t i = 0, j = r - 1; i < j; i++, j--) {
-        double ascending = sigma[i];
-        sigma[i] = sigma[j];
-        sigma[j] = ascending;
-    }
-}
-
-void spectrum_singular_values(double *sigma, const float *matrix, int64_t rows, int64_t columns, double *workspace) {
-    singular_values(sigma, matrix, rows, columns, columns, workspace);
-}
-
-/* ---- the probe -------------------------------------------------------------------------------------------------- */
+typedef struct {
+    int kind;
+    int64_t layer;
+    int head; /* -1: the whole block */
+    SpectrumOf of;
+    bool unit; /* one matrix to the optimizer: the whole block, or a head where the run is split per head */
+    double step, decay;
+    Spectrum spectrum;
+} SpectrumRecord;
 
 /* A run of matrices in host memory, and where its records go. */
 typedef struct {
@@ -127,41 +60,42 @@ typedef struct {
     int64_t layers, host_offset, first_record;
 } Batch;
 
-struct SpectrumProbe {
+typedef struct {
     const ParamTable *params;
     Backend *be;
-    SpectrumHeads heads;
     int threads;
-    bool asynchronous; /* copies are on their way after spectrum_probe_add */
+    bool split_heads;  /* every head that an optimizer takes by itself has a record, not only those of q and k */
+    bool asynchronous; /* copies are on their way when they have been asked for */
     int64_t record_count, record_capacity;
     SpectrumRecord *records;
     int64_t batch_count; /* not measured yet; a batch has a record or more */
     Batch *batches;
     int64_t host_used, host_elements;
     float *host;
-    int64_t workspace_size; /* doubles a thread: singular values, then spectrum_singular_values' workspace */
+    int64_t workspace_size; /* doubles a thread: singular values, then the workspace of singular_values */
     double *workspaces;
     int64_t stage_elements; /* of the largest matrix */
-    void *stage;            /* in the backend's memory */
+    Tensor stage;           /* (stage_elements) f32 */
+    bool unreported;        /* the records are of a step whose line has not had them */
+    cJSON *list;            /* the same of an earlier step, as its line will have them; or NULL */
 
     pthread_t worker;
     bool working; /* there is a worker, to be joined */
+    bool has_copied_semaphore;
     sem_t copied; /* posted when the copies have arrived */
     atomic_bool has_copied;
-};
+} SpectrumProbe;
 
-enum { SPECTRUM_OF_COUNT = SPECTRUM_UPDATE + 1 };
 enum { HOST_ELEMENTS_MAX = 1 << 28 }; /* of one step's pinned copies */
 
-bool spectrum_has_heads(const BlockKind *kind) {
+static bool has_heads(const BlockKind *kind) {
     return kind->role == ROLE_Q || kind->role == ROLE_Q_ROPE || kind->role == ROLE_K;
 }
 
 /* How many heads of each matrix of a run get a record of their own. */
-static int measured_heads(const SpectrumProbe *probe, const SpectrumRun *what) {
-    const BlockKind *kind = &probe->params->kinds[what->kind];
-    bool split = probe->heads == SPECTRUM_HEADS_AS_SPLIT && what->split == SPLIT_PER_HEAD;
-    return spectrum_has_heads(kind) || split ? kind->heads : 0;
+static int measured_heads(const SpectrumProbe *p, int kind, BlockSplit split) {
+    const BlockKind *block = &p->params->kinds[kind];
+    return has_heads(block) || (p->split_heads && split == SPLIT_PER_HEAD) ? block->heads : 0;
 }
 
 /* ---- measuring -------------------------------------------------------------------------------------------------- */
@@ -188,7 +122,7 @@ static void measure_batch(SpectrumProbe *probe, const Batch *batch) {
     const SpectrumRun *what = &batch->what;
     const BlockKind *block = &probe->params->kinds[what->kind];
     int64_t layers = batch->layers, rows = block->rows, columns = probe->params->params[block->param].columns;
-    int64_t heads = measured_heads(probe, what), matrices = layers * (1 + heads);
+    int64_t heads = measured_heads(probe, what->kind, what->split), matrices = layers * (1 + heads);
     SpectrumRecord *records = probe->records + batch->first_record;
     /* the large ones first: then no thread starts one when the others have finished */
 #pragma omp parallel for schedule(dynamic) num_threads(probe->threads)
@@ -250,15 +184,15 @@ static void join_worker(SpectrumProbe *probe) {
 /* Of a layer of this kind over a step. */
 static int64_t records_per_layer(const SpectrumProbe *probe, int kind) {
     int64_t records = 0;
-    for (int of = 0; of < SPECTRUM_OF_COUNT; of++) {
-        BlockSplit split = of == SPECTRUM_WEIGHT ? SPLIT_WHOLE : SPLIT_PER_HEAD;
-        records += 1 + measured_heads(probe, &(SpectrumRun){.kind = kind, .split = split});
+    for (int of = 0; of < OF_COUNT; of++) {
+        BlockSplit split = of == OF_WEIGHT ? SPLIT_WHOLE : SPLIT_PER_HEAD;
+        records += 1 + measured_heads(probe, kind, split);
     }
     return records;
 }
 
 /* Sizes of everything. Host copies hold the longest run at least, and more of the step's where that is of use. */
-static void plan(SpectrumProbe *probe) {
+static void plan_sizes(SpectrumProbe *probe) {
     const ParamTable *params = probe->params;
     int64_t all_elements = 0;
     for (int i = 0; i < params->kind_count; i++) {
@@ -266,111 +200,196 @@ static void plan(SpectrumProbe *probe) {
         if (!params_is_hidden_matrix(kind)) continue;
         int64_t layers = params_kind_layers(params, i), columns = params->params[kind->param].columns;
         int64_t elements = kind->rows * columns;
-        int64_t workspace = smaller(kind->rows, columns) + spectrum_workspace_size(kind->rows, columns);
+        int64_t workspace = smaller(kind->rows, columns) + singular_workspace_size(kind->rows, columns);
         probe->record_capacity += layers * records_per_layer(probe, i);
         probe->stage_elements = larger(probe->stage_elements, elements);
         probe->host_elements = larger(probe->host_elements, layers * elements);
         probe->workspace_size = larger(probe->workspace_size, workspace);
-        all_elements += SPECTRUM_OF_COUNT * layers * elements;
+        all_elements += OF_COUNT * layers * elements;
     }
     if (probe->asynchronous)
         probe->host_elements = larger(probe->host_elements, smaller(all_elements, HOST_ELEMENTS_MAX));
 }
 
-static bool allocate_host(SpectrumProbe *probe) {
-    probe->records = calloc((size_t)probe->record_capacity + 1, sizeof *probe->records);
-    probe->batches = calloc((size_t)probe->record_capacity + 1, sizeof *probe->batches);
-    probe->host = backend_alloc_host(probe->be, (probe->host_elements + 1) * (int64_t)sizeof *probe->host);
-    probe->workspaces = calloc((size_t)(probe->threads * probe->workspace_size) + 1, sizeof *probe->workspaces);
-    return probe->records && probe->batches && probe->host && probe->workspaces;
+static Status plan(void *self, ProbeSet *set) {
+    SpectrumProbe *p = self;
+    p->params = &set->gpt->params;
+    p->be = set->be;
+    p->split_heads = set->config->probe.orthogonality;
+    p->threads = set->be->threads > 0 ? set->be->threads : omp_get_max_threads();
+    p->asynchronous = backend_is_asynchronous(set->be);
+    plan_sizes(p);
+    return status_ok();
 }
 
-Status spectrum_probe_create(SpectrumProbe **out, const ParamTable *params, Backend *be, SpectrumHeads heads) {
-    SpectrumProbe *probe = calloc(1, sizeof *probe);
-    if (!probe) return status_error(STATUS_OUT_OF_MEMORY, "no memory for the spectrum probe");
-    probe->params = params;
-    probe->be = be;
-    probe->heads = heads;
-    probe->threads = be->threads > 0 ? be->threads : omp_get_max_threads();
-    probe->asynchronous = backend_is_asynchronous(be);
-    sem_init(&probe->copied, 0, 0);
-    plan(probe);
-    Status status = status_ok();
-    if (!allocate_host(probe)) {
-        status = status_error(STATUS_OUT_OF_MEMORY,
-                              "no memory for the spectrum probe's %lld bytes on the host; set probe.spectrum_every=0",
-                              (long long)spectrum_probe_bytes(probe));
-        goto fail;
-    }
-    int64_t stage_bytes = probe->stage_elements * dtype_size(DTYPE_F32);
-    if (stage_bytes > 0 && FAILED(status, backend_alloc(be, &probe->stage, stage_bytes, "spectrum probe"))) goto fail;
-    *out = probe;
-    return status;
-fail:
-    spectrum_probe_free(probe);
-    return status;
+static void layout(void *self, const ProbeSet *set, ProbeMemory *memory) {
+    (void)set;
+    SpectrumProbe *p = self;
+    Arena *host = &memory->host;
+    p->records = arena_take_host(host, p->record_capacity, sizeof *p->records);
+    p->batches = arena_take_host(host, p->record_capacity, sizeof *p->batches);
+    p->host = arena_take_host(host, p->host_elements, sizeof *p->host);
+    p->workspaces = arena_take_host(host, p->threads * p->workspace_size, sizeof *p->workspaces);
+    p->stage = arena_take_1d(&memory->device, DTYPE_F32, p->stage_elements);
 }
 
-void spectrum_probe_free(SpectrumProbe *probe) {
-    if (!probe) return;
-    join_worker(probe);
-    if (probe->stage) backend_free(probe->be, probe->stage, probe->stage_elements * dtype_size(DTYPE_F32));
-    backend_free_host(probe->be, probe->host);
-    sem_destroy(&probe->copied);
-    free(probe->workspaces);
-    free(probe->batches);
-    free(probe->records);
-    free(probe);
+static Status allocate(void *self, ProbeSet *set) {
+    (void)set;
+    SpectrumProbe *p = self;
+    p->has_copied_semaphore = sem_init(&p->copied, 0, 0) == 0;
+    return status_ok();
 }
 
-int64_t spectrum_probe_bytes(const SpectrumProbe *probe) {
-    return probe->record_capacity * (int64_t)(sizeof *probe->records + sizeof *probe->batches) +
-           (probe->host_elements + probe->stage_elements) * (int64_t)sizeof *probe->host +
-           probe->threads * probe->workspace_size * (int64_t)sizeof *probe->workspaces;
+static void release(void *self, ProbeSet *set) {
+    (void)set;
+    SpectrumProbe *p = self;
+    join_worker(p);
+    cJSON_Delete(p->list);
+    if (p->has_copied_semaphore) sem_destroy(&p->copied);
 }
 
-/* ---- copying ---------------------------------------------------------------------------------------------------- */
+/* ---- the step --------------------------------------------------------------------------------------------------- */
 
-void spectrum_probe_add(SpectrumProbe *probe, SpectrumRun what, Tensor run) {
-    const BlockKind *block = &probe->params->kinds[what.kind];
-    int64_t layers = run.shape[0], rows = block->rows, columns = probe->params->params[block->param].columns;
-    int64_t elements = layers * rows * columns, matrices = layers * (1 + measured_heads(probe, &what));
+/* Copies a run of blocks to the host and measures its matrices, in parallel: now, or, on a device that runs
+ * asynchronously, once `finish` has been called and the device has got there. run: (layers, heads or 1, rows, columns),
+ * f32 or bf16, strided, as params_block_run gives it for what.split; a run that comes split per head is put together
+ * for the whole block's record. Records come in the order: whole matrices by layer, then heads by layer and head. */
+static void add(SpectrumProbe *p, SpectrumRun what, Tensor run) {
+    const BlockKind *block = &p->params->kinds[what.kind];
+    int64_t layers = run.shape[0], rows = block->rows, columns = p->params->params[block->param].columns;
+    int64_t elements = layers * rows * columns, matrices = layers * (1 + measured_heads(p, what.kind, what.split));
     CHECK(run.ndim == 4 && run.shape[1] == (what.split == SPLIT_PER_HEAD ? block->heads : 1) &&
               run.shape[1] * run.shape[2] * run.shape[3] == rows * columns,
           "the run is not one of %s", block->name);
-    CHECK(elements <= probe->host_elements, "%lld layers of %s", (long long)layers, block->name);
-    CHECK(probe->record_count + matrices <= probe->record_capacity, "%s was added twice in a step", block->name);
-    CHECK(!probe->working, "%s was added after the step was finished", block->name);
-    if (probe->host_used + elements > probe->host_elements) measure_now(probe);
+    CHECK(elements <= p->host_elements, "%lld layers of %s", (long long)layers, block->name);
+    CHECK(p->record_count + matrices <= p->record_capacity, "%s was added twice in a step", block->name);
+    CHECK(!p->working, "%s was added after the step was finished", block->name);
+    if (p->host_used + elements > p->host_elements) measure_now(p);
 
-    fetch_run(probe->be, probe->stage, run, block->head_axis, probe->host + probe->host_used);
-    probe->batches[probe->batch_count++] =
-        (Batch){.what = what, .layers = layers, .host_offset = probe->host_used, .first_record = probe->record_count};
-    probe->host_used += elements;
-    probe->record_count += matrices;
-    if (!probe->asynchronous) measure_batches(probe);
+    fetch_run(p->be, p->stage.data, run, block->head_axis, p->host + p->host_used);
+    p->batches[p->batch_count++] =
+        (Batch){.what = what, .layers = layers, .host_offset = p->host_used, .first_record = p->record_count};
+    p->host_used += elements;
+    p->record_count += matrices;
+    if (!p->asynchronous) measure_batches(p);
 }
 
-void spectrum_probe_begin(SpectrumProbe *probe) {
-    join_worker(probe);
-    probe->record_count = 0;
-}
-
-void spectrum_probe_finish(SpectrumProbe *probe) {
-    if (probe->batch_count == 0) return;
-    atomic_store(&probe->has_copied, false);
-    probe->working = pthread_create(&probe->worker, NULL, work, probe) == 0;
-    if (probe->working)
-        backend_call_later(probe->be, announce_copies, probe);
+/* All matrices of the step have been added: a thread of the host measures what is still to be measured, while the
+ * caller goes on with the next step. */
+static void finish(SpectrumProbe *p) {
+    if (p->batch_count == 0) return;
+    atomic_store(&p->has_copied, false);
+    p->working = pthread_create(&p->worker, NULL, work, p) == 0;
+    if (p->working)
+        backend_call_later(p->be, announce_copies, p);
     else
-        measure_now(probe);
+        measure_now(p);
 }
 
-const SpectrumRecord *spectrum_probe_records(SpectrumProbe *probe, int64_t *count) {
-    if (probe->working)
-        join_worker(probe);
-    else if (probe->batch_count > 0)
-        measure_now(probe);
-    *count = probe->record_count;
-    return probe->records;
+static void update(void *self, ProbeSet *set, const UpdateEvent *e) {
+    (void)set;
+    if (e->moment != UPDATE_APPLIED) return;
+    SpectrumRun what = {.kind = e->route->kind,
+                        .first_layer = e->route->first,
+                        .split = e->route->split,
+                        .of = OF_MOMENTUM,
+                        .step = e->lr * (double)e->route->scale,
+                        .decay = 1 - e->keep};
+    if (tensor_present(e->momentum)) add(self, what, e->momentum);
+    what.of = OF_UPDATE;
+    add(self, what, e->update);
 }
+
+static void end(void *self, ProbeSet *set) {
+    SpectrumProbe *p = self;
+    (void)set;
+    for (int kind = 0; kind < p->params->kind_count; kind++) {
+        if (!params_is_hidden_matrix(&p->params->kinds[kind])) continue;
+        const int64_t layers = params_kind_layers(p->params, kind);
+        Tensor run = params_block_run(p->params, p->params->master, kind, 0, layers, SPLIT_WHOLE);
+        add(p, (SpectrumRun){.kind = kind, .split = SPLIT_WHOLE, .of = OF_WEIGHT}, run);
+    }
+    finish(p);
+    p->unreported = true;
+}
+
+/* ---- the record ------------------------------------------------------------------------------------------------- */
+
+static const Route *route_of(const Optimizer *opt, const SpectrumRecord *r) {
+    for (const Route *route = opt->routes; route < opt->routes + opt->route_count; route++)
+        if (route->kind == r->kind && r->layer >= route->first && r->layer < route->first + route->layers) return route;
+    CHECK(false, "no route for kind %d, layer %lld", r->kind, (long long)r->layer);
+}
+
+/* How far from orthogonal U = msign(.) is. NorMuon and AdaMuon scale its rows or elements, and a Schatten norm leaves
+ * larger values larger: there it says nothing. */
+static void add_orthogonality(cJSON *row, const ProbeSet *set, const SpectrumRecord *r) {
+    if (!r->unit || !optimizer_is_orthogonal(set->optimizer, route_of(set->optimizer, r)->optimizer)) return;
+    metrics_add_float(row, "error", (float)r->spectrum.orthogonality_error);
+    metrics_add_float(row, "below_half", (float)r->spectrum.below_half);
+}
+
+/* Of whole updates: the size of the step, and the largest |W|_2 that decay allows in the long run. */
+static void add_sizes(cJSON *row, const ProbeSet *set, const SpectrumRecord *r) {
+    const Route *route = route_of(set->optimizer, r);
+    if (r->head >= 0) return;
+    metrics_add_float(row, "step_rms", (float)(r->step * r->spectrum.rms));
+    metrics_add_float(row, "decay_bound",
+                      (float)optimizer_decay_bound(set->optimizer, route, r->step, r->spectrum.sigma_max, r->decay));
+}
+
+static void add_record(cJSON *list, const ProbeSet *set, const SpectrumRecord *r) {
+    static const char *const of[] = {"weight", "momentum", "update"};
+    const Spectrum *s = &r->spectrum;
+    cJSON *row = record_add_block(list, &set->gpt->params, r->kind, r->layer);
+    cJSON_AddItemToObject(row, "head", r->head < 0 ? cJSON_CreateNull() : metrics_number(r->head));
+    cJSON_AddStringToObject(row, "of", of[r->of]);
+    metrics_add_float(row, "sigma_max", (float)s->sigma_max);
+    metrics_add_float(row, "sigma_min", (float)s->sigma_min);
+    metrics_add_float(row, "rms", (float)s->rms);
+    metrics_add_float(row, "entropy", (float)s->entropy);
+    metrics_add_float(row, "entropy_sq", (float)s->entropy_sq);
+    metrics_add_float(row, "effective_rank", (float)s->effective_rank);
+    metrics_add_float(row, "stable_rank", (float)s->stable_rank);
+    if (r->of != OF_UPDATE) return;
+    if (set->config->probe.orthogonality) add_orthogonality(row, set, r);
+    if (set->config->probe.rms) add_sizes(row, set, r);
+}
+
+/* Waits for the records and turns them into `list`. */
+static void collect(SpectrumProbe *p, const ProbeSet *set) {
+    if (p->working)
+        join_worker(p);
+    else if (p->batch_count > 0)
+        measure_now(p);
+    cJSON_Delete(p->list);
+    p->list = cJSON_CreateArray();
+    for (int64_t i = 0; i < p->record_count; i++) add_record(p->list, set, &p->records[i]);
+    p->unreported = false;
+}
+
+/* The records make room for this step's: where the line before still waits for them, it will find `list`. */
+static void begin(void *self, ProbeSet *set) {
+    SpectrumProbe *p = self;
+    if (p->unreported) collect(p, set);
+    p->record_count = 0;
+}
+
+static void report(void *self, ProbeSet *set, cJSON *line) {
+    SpectrumProbe *p = self;
+    if (!p->list) collect(p, set);
+    cJSON_AddItemToObject(line, "spectrum", p->list);
+    p->list = NULL;
+}
+
+const Probe probe_spectrum = {.size = sizeof(SpectrumProbe),
+                              .of_update = true,
+                              .late = true,
+                              .plan = plan,
+                              .layout = layout,
+                              .allocate = allocate,
+                              .release = release,
+                              .begin = begin,
+                              .update = update,
+                              .end = end,
+                              .report = report};

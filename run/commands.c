@@ -22,14 +22,13 @@ void command_version(FILE *out) {
 }
 
 /* On cuda the plan is of the GPU that dry_run.gpu names, whether or not one is here, and comes with a prediction. */
-Status command_dry_run(const Config *config) {
+Status command_dry_run(const Config *config, TrainStep *step) {
     const bool predicts = strcmp(config->device, "cuda") == 0;
     Trainer t;
     Roofline roofline = {0};
     Status status = predicts ? trainer_plan_for_gpu(&t, config, &gpus[config->dry_run.gpu]) : trainer_plan(&t, config);
     if (status.code) goto done;
-    if (!predicts && FAILED(status, measure_create(&t))) goto done; /* for its part of the memory */
-    if (predicts && FAILED(status, roofline_predict(&t, &roofline))) goto done;
+    if (predicts && FAILED(status, roofline_predict(&t, step, &roofline))) goto done;
     char *json = config_to_json(config);
     printf("%s\n\n", json ? json : "");
     free(json);

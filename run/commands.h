@@ -4,6 +4,7 @@
 #include <stdio.h>
 
 #include "base/config.h"
+#include "run/trainer.h"
 
 typedef enum {
     COMMAND_TRAIN,
@@ -51,7 +52,7 @@ Status command_line_config(const CommandLine *line, Config *config);
 /* A file's (NULL: none), with the key=value arguments. Says on stderr which keys were ignored. */
 Status command_line_load(const CommandLine *line, const char *path, Config *config);
 
-Status command_dry_run(const Config *config);
+Status command_dry_run(const Config *config, TrainStep *step); /* which a prediction takes */
 Status command_sample(const CommandLine *line);
 Status command_eval(const CommandLine *line);
 Status command_prepare(const CommandLine *line);

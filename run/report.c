@@ -24,7 +24,7 @@ static void memory_rows(const Trainer *t, MemoryRow rows[MEMORY_ROWS]) {
         {"optimizer", "momentum, second moments, orthogonalizer", optimizer_planned_bytes(&t->optimizer)},
         {"activations", "of one micro-batch", arena_bytes(&g->activations)},
         {"scratch", "of the ops", backend_scratch_bytes(&t->backend, gpt_op_limits(g))},
-        {"probe", "measurements, mostly on the host", measure_bytes(t)},
+        {"probe", "measurements, mostly on the host", probes_bytes(&t->probes)},
         {"program", "code, libraries, mapped data so far", t->base_memory},
     };
     for (int i = 0; i < MEMORY_ROWS; i++) rows[i] = all[i];
@@ -135,19 +135,14 @@ static double mfu(const Trainer *t, const StepReport *r) {
     return tokens_per_second(t, r) * gpt_flops_per_token(&t->gpt) / t->peak_flops;
 }
 
-Status report_finish(Trainer *t) {
-    cJSON *line = t->pending_line;
-    if (!line) return status_ok();
-    t->pending_line = NULL;
-    measure_report_spectra(t, line);
-    if (!t->backend.failure.code) return metrics_write(&t->metrics, line);
-    cJSON_Delete(line); /* the device failed before it had delivered the matrices */
-    return t->backend.failure;
+/* A MetricsFinish. */
+static Status finish_line(void *trainer, cJSON *line) {
+    Trainer *t = trainer;
+    probes_report_late(&t->probes, line);
+    return t->backend.failure; /* then the device failed before it had delivered the matrices */
 }
 
 Status report_step(Trainer *t, const StepReport *r) {
-    Status status = report_finish(t); /* of the step before */
-    if (status.code) return status;
     cJSON *line = cJSON_CreateObject();
     metrics_add_number(line, "step", (double)t->step);
     metrics_add_number(line, "tokens", (double)(t->samples * t->gpt.T));
@@ -164,9 +159,8 @@ Status report_step(Trainer *t, const StepReport *r) {
     metrics_add_float(line, "mfu", (float)mfu(t, r));
     metrics_add_float(line, "step_ms", (float)(1e3 * r->step_seconds));
     metrics_add_float(line, "optimizer_ms", (float)(1e3 * r->optimizer_seconds));
-    if (!measure_report(t, line)) return metrics_write(&t->metrics, line);
-    t->pending_line = line;
-    return status;
+    return probes_report(&t->probes, line) ? metrics_write_later(&t->metrics, line, finish_line, t)
+                                           : metrics_write(&t->metrics, line);
 }
 
 /* ---- progress --------------------------------------------------------------------------------------------------- */

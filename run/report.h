@@ -13,9 +13,8 @@ typedef struct {
 /* First line of metrics.jsonl: the run's configuration, model, device and planned memory. */
 Status report_start(Trainer *t);
 /* One line of metrics.jsonl for the step. Where spectra are computed while the device goes on, the line of a step that
- * has some is written by the next report_step or report_finish. */
+ * has some waits for them in the writer. */
 Status report_step(Trainer *t, const StepReport *r);
-Status report_finish(Trainer *t);
 
 Progress progress_begin(const Trainer *t);
 void progress_step(Progress *p, const Trainer *t, const StepReport *r);

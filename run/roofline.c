@@ -3,42 +3,20 @@
 
 #include <stdlib.h>
 
-#include "optim/qk_clip.h"
-
 static const double CUDA_BYTES = 0.6e9; /* context, code, cublasLt's workspace */
 
 /* ---- prediction ------------------------------------------------------------------------------------------------- */
 
-/* The calls of train_step in train_gpt.c; which tokens they see makes no difference. */
-static Status take_step(Trainer *t) {
-    const TrainConfig *c = &t->config.train;
-    StepReport r = {.lr = trainer_lr(t, 1)};
-    gpt_start_gradients(&t->gpt);
-    gpt_reset_statistics(&t->gpt);
-    for (int64_t done = 0; done < c->batch; done += c->micro_batch) {
-        gpt_set_batch(&t->gpt, t->tokens, t->targets);
-        gpt_forward(&t->gpt);
-        gpt_loss_and_gradient(&t->gpt, 1);
-        gpt_backward(&t->gpt);
-    }
-    Status status = trainer_read_step(t, &r);
-    if (status.code) return status;
-    const StepNumbers numbers = {
-        .update = 1, .step = 1, .steps = c->steps, .lr = r.lr, .grad_scale = trainer_grad_scale(t, r.grad_norm)};
-    measure_gradient(t, &numbers); /* of all measurements, what every step does */
-    optimizer_step(&t->optimizer, &numbers, NULL, NULL);
-    if (t->config.qk_clip.enabled)
-        qk_clip_apply(&t->backend, &t->gpt.params, &t->config.qk_clip, t->gpt.K, t->max_logit, t->clips);
-    return backend_sync(&t->backend);
-}
-
-Status roofline_predict(Trainer *t, Roofline *r) {
+Status roofline_predict(Trainer *t, TrainStep *step, Roofline *r) {
+    StepReport report;
     const Gpu *gpu = cost_gpu(&t->backend);
     Status status;
     if (FAILED(status, trainer_allocate_evaluation(t))) return status;
     if (FAILED(status, optimizer_allocate(&t->optimizer))) return status;
-    cost_reset(&t->backend); /* copies of the set-up are no part of a step */
-    if (FAILED(status, take_step(t))) return status;
+    if (FAILED(status, probes_allocate(&t->probes))) return status;
+    probes_force(&t->probes, PROBE_COUNT); /* what is due now and then is no part of a step */
+    cost_reset(&t->backend);               /* copies of the set-up are no part of a step */
+    if (FAILED(status, step(t, &report))) return status;
 
     memcpy(r->rows, cost_rows(&t->backend), sizeof r->rows);
     r->step = cost_total(r->rows);

@@ -18,7 +18,7 @@ typedef struct {
 } Roofline;
 
 /* t: planned by trainer_plan_for_gpu. Gives every tensor an address and takes one step. */
-Status roofline_predict(Trainer *t, Roofline *r);
+Status roofline_predict(Trainer *t, TrainStep *step, Roofline *r);
 double roofline_mfu(const Roofline *r, double seconds);
 /* The ops and the step alone; or with the memory and the assumptions. */
 void roofline_print_table(const Trainer *t, const Roofline *r, FILE *out);

@@ -1,6 +1,9 @@
 /* Trainer: everything that one run owns, put together from a Config, and the pieces of the step that are not the
  * algorithm.
  *
+ *      trainer.c       set-up and tear-down              run_folder.c    configuration, checkpoints, resuming
+ *      step.c          pieces of the step                evaluate.c      validation loss
+ *
  * Order of set-up: backend, data, plan of model and optimizer, memory, weights (initial, or of a checkpoint), run
  * folder. Nothing is written to disk before all of the input has been found good.
  */
@@ -13,16 +16,17 @@
 #include "model/gpt.h"
 #include "optim/optimizer.h"
 #include "optim/qk_clip.h"
-#include "run/measure.h"
+#include "probe/probe.h"
 
-struct Trainer {
+typedef struct {
     Config config;
     char run_dir[PATH_SIZE];
     Backend backend;
     Dataset *train_data, *val_data;
     Gpt gpt;
     Optimizer optimizer;
-    Measurements measurements;
+    ProbeSet probes;
+    PhaseClock phases; /* of the newest step */
     MetricsWriter metrics;
 
     /* What a checkpoint keeps beside weights and optimizer state. */
@@ -30,18 +34,19 @@ struct Trainer {
     int64_t updates; /* steps that changed the weights: AdamW's t */
     int64_t samples; /* training sequences seen */
 
+    int refused_in_a_row; /* steps that were not finite */
+
     char weights_from[PATH_SIZE]; /* checkpoint that train.init_from led to; "" if the seed made the weights */
     char device_note[256];        /* why device=auto passed over a faster device; "" if it did not */
     double peak_flops;
     bool optimizer_pending;    /* the device has marked an optimizer step that has not been reported */
-    cJSON *pending_line;       /* of metrics.jsonl: a step's, until its spectra have been computed; or NULL */
     int64_t base_memory;       /* resident before the run's own allocations: program, libraries, data tables */
     int32_t *tokens, *targets; /* (micro_batch, context) on the host */
     float *statistics;         /* the model's, on the host */
     float *max_logit;          /* within them: (layers, heads) of this step */
     float *max_abs;            /* likewise */
     ClipEvent *clips;          /* room for layers * heads */
-};
+} Trainer;
 
 /* What happened in one step: filled by the loop, printed and logged by report.h. */
 typedef struct {
@@ -50,9 +55,11 @@ typedef struct {
     int64_t clip_count;
     bool evaluated; /* there is a val_loss; it may be NaN */
     double val_loss;
-    double step_seconds;      /* without the probe's */
+    double step_seconds;      /* without the probes' */
     double optimizer_seconds; /* of this step; of the step before where the device runs asynchronously; NaN: unknown */
 } StepReport;
+
+typedef Status TrainStep(Trainer *t, StepReport *r); /* train_step of train_gpt.c, for those below it */
 
 /* Backend, data, model and optimizer planned, nothing allocated: what --dry-run shows. */
 Status trainer_plan(Trainer *t, const Config *config);
@@ -77,16 +84,19 @@ void trainer_free(Trainer *t);
 Status trainer_load_batch(Trainer *t);
 /* Waits for the step's forward and backward and reads loss, gradient norm and MaxLogit: the one host sync of a step. */
 Status trainer_read_step(Trainer *t, StepReport *r);
-/* Around optimizer and QK-Clip, whose time the report gets: now, or with the next trainer_read_step on a device that
- * runs asynchronously and has only begun. */
-void trainer_start_optimizer(Trainer *t);
-void trainer_stop_optimizer(Trainer *t, StepReport *r);
-/* Factor that brings a gradient of this norm down to train.grad_clip. */
-float trainer_grad_scale(const Trainer *t, double grad_norm);
 double trainer_lr(const Trainer *t, int64_t step);
-/* Of the optimizer step that comes, at this rate and gradient norm: counts it among the updates. */
-StepNumbers trainer_next_update(Trainer *t, double lr, double grad_norm);
+/* Of the optimizer step that comes, at the report's rate and gradient norm: counts it among the updates. */
+StepNumbers trainer_next_update(Trainer *t, const StepReport *r);
+/* QK-Clip, if it is on, with this step's MaxLogit. */
+void trainer_clip_heads(Trainer *t, StepReport *r);
+/* Around optimizer and QK-Clip on a device that runs asynchronously, which tells their time with the next
+ * trainer_read_step. */
+void trainer_mark_update(Trainer *t, int mark);
+/* The times of a step whose phases have ended. */
+void trainer_time_step(const Trainer *t, StepReport *r);
+/* Host copy of one of the model's statistics. */
+float *trainer_statistic(const Trainer *t, Tensor part);
 
 /* Mean loss in nats per token over the first `batches` micro-batches of the validation windows; 0: over all of them. */
 Status trainer_evaluate(Trainer *t, int64_t batches, double *loss);
-Status trainer_save_checkpoint(Trainer *t);
+Status trainer_save_checkpoint(Trainer *t); /* metrics are flushed first */

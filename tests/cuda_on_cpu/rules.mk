@@ -91,7 +91,7 @@ $(ON_CPU)/$(1)/cuda_faults $(ON_CPU)/$(1)/test_cuda_ptx: $$(EMULATOR) \
 endef
 $(foreach m,$(MODES),$(eval $(call MODE_RULES,$(m))))
 
-$(ON_CPU)/train_gpt_cuda_on_cpu: $(BUILD)/train_gpt.o $(DEVICE_plain) $(HOST_LIBRARIES)
+$(ON_CPU)/train_gpt_cuda_on_cpu: $(BUILD)/main.o $(DEVICE_plain) $(HOST_LIBRARIES)
 	@echo 'link    $@'
 	$(LINK_plain)
 
