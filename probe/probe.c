@@ -93,12 +93,18 @@ static Status allocate_memory(ProbeMemory *memory, Backend *be) {
     return status.code ? status : arena_allocate(&memory->host, be);
 }
 
+/* A probe that will never be due needs memory only for a state that it keeps. */
+static bool needs_memory(const ProbeSet *set, int id) {
+    return set->states[id] && (!set->forced || id == (int)set->only || probes[id]->step);
+}
+
 Status probes_allocate(ProbeSet *set) {
+    const bool watches = set->blocks && !(set->forced && set->only == PROBE_COUNT);
     Status status = status_ok();
-    if (set->blocks && FAILED(status, allocate_memory(&set->blocks_memory, set->be))) return status;
-    if (set->blocks) blocks_layout(set->blocks, &set->blocks_memory);
+    if (watches && FAILED(status, allocate_memory(&set->blocks_memory, set->be))) return status;
+    if (watches) blocks_layout(set->blocks, &set->blocks_memory);
     for (int id = 0; id < PROBE_COUNT && !status.code; id++) {
-        if (!set->states[id] || FAILED(status, allocate_memory(&set->memory[id], set->be))) continue;
+        if (!needs_memory(set, id) || FAILED(status, allocate_memory(&set->memory[id], set->be))) continue;
         lay_out(set, id);
         if (probes[id]->allocate) status = probes[id]->allocate(set->states[id], set);
     }
@@ -164,7 +170,7 @@ void probes_begin(ProbeSet *set, int64_t step, int64_t first_sample) {
         const bool its_step = set->forced ? id == (int)set->only : step == 1 || (every > 0 && step % every == 0);
         set->due[id] = every > 0 && its_step;
     }
-    if (set->blocks) blocks_begin(set->blocks);
+    if (set->blocks && any_is_due(set)) blocks_begin(set->blocks);
     TELL(set, begin, set);
 }
 

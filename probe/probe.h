@@ -101,7 +101,8 @@ void probes_report_late(ProbeSet *set, cJSON *line);
 int64_t probes_state(ProbeSet *set, NamedTensor *tensors); /* of all, as Probe.state */
 void probes_resumed(ProbeSet *set);
 
-/* For programs that measure a step: in all that follow this probe alone is due; PROBE_COUNT: none. */
+/* For programs that measure or predict a step: in all that follow this probe alone is due; PROBE_COUNT: none. Before
+ * probes_allocate, the others then get no memory. */
 void probes_force(ProbeSet *set, ProbeId only);
 int64_t probe_interval(const ProbeSet *set, ProbeId id); /* steps; 0: off */
 const char *probe_name(ProbeId id);

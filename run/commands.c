@@ -4,12 +4,9 @@
 #include <math.h>
 #include <stdlib.h>
 #include <string.h>
-#include <sys/stat.h>
 
-#include "data/inspect.h"
 #include "data/prepare.h"
 #include "model/checkpoint.h"
-#include "model/safetensors.h"
 #include "run/report.h"
 #include "run/roofline.h"
 #include "run/sample.h"
@@ -42,7 +39,7 @@ done:
 
 /* ---- trained models --------------------------------------------------------------------------------------------- */
 
-static Status load_run_config(const CommandLine *line, Config *config) {
+Status command_line_run_config(const CommandLine *line, Config *config) {
     char path[PATH_SIZE];
     Status status = path_join(path, line->run_dir, "model.safetensors");
     if (!status.code && file_exists(path))
@@ -80,7 +77,7 @@ Status command_eval(const CommandLine *line) {
     double loss = 0;
     Status status;
 
-    if (FAILED(status, load_run_config(line, &config))) return status;
+    if (FAILED(status, command_line_run_config(line, &config))) return status;
     if (FAILED(status, find_tokenizer(&config, &storage, &tokenizer))) goto done;
     if (FAILED(status, trainer_plan_evaluation(&t, &config))) goto done;
     if (FAILED(status, trainer_allocate_evaluation(&t))) goto done;
@@ -143,7 +140,7 @@ Status command_sample(const CommandLine *line) {
     int64_t prompt_length = 0;
     Status status;
 
-    if (FAILED(status, load_run_config(line, &config))) return status;
+    if (FAILED(status, command_line_run_config(line, &config))) return status;
     if (FAILED(status, find_tokenizer(&config, &storage, &tokenizer))) goto done;
     if (FAILED(status, encode_prompt(line->prompt, tokenizer, &config, &prompt, &prompt_length))) goto done;
     if (FAILED(status, trainer_plan_model(&t, &config, 1))) goto done;
@@ -167,70 +164,4 @@ done:
 Status command_prepare(const CommandLine *line) {
     PrepareOptions options = {.validation_fraction = line->val_fraction, .shard_tokens = line->shard_tokens};
     return prepare_corpus(line->files[0], line->file_count - 1, line->files + 1, options, stdout);
-}
-
-static Status inspect_safetensors(const char *path) {
-    SafetensorsFile file;
-    Status status = safetensors_open(&file, path);
-    if (status.code) return status;
-    int64_t elements = 0;
-    char text[128];
-    for (int64_t i = 0; i < file.count; i++) {
-        printf("%-64s %s\n", file.entries[i].name, safetensors_describe(&file.entries[i], text, sizeof text));
-        elements += safetensors_numel(&file.entries[i]);
-    }
-    printf("%s: %lld tensors, %lld elements, %lld bytes\n", path, (long long)file.count, (long long)elements,
-           (long long)file.size);
-    safetensors_close(&file);
-    return status;
-}
-
-/* A line for each checkpoint: where it stands, or what is broken. */
-static Status print_checkpoints(const char *run_dir) {
-    char pattern[PATH_SIZE];
-    FileList list;
-    Status status = path_join(pattern, run_dir, "checkpoints/step_*[0-9]");
-    if (status.code) return status;
-    if (file_glob(pattern, &list).code) {
-        printf("no checkpoint yet\n");
-        return status;
-    }
-    for (int64_t i = 0; i < list.count; i++) {
-        CheckpointState state;
-        Status checkpoint = checkpoint_verify(list.paths[i], &state);
-        if (checkpoint.code)
-            printf("%s: broken: %s\n", list.paths[i], checkpoint.message);
-        else
-            printf("%s: intact, %lld tokens seen, on %s in %s\n", list.paths[i], (long long)state.tokens, state.backend,
-                   state.precision);
-    }
-    file_list_free(&list);
-    return status;
-}
-
-static Status inspect_run(const CommandLine *line) {
-    CommandLine run = *line;
-    run.run_dir = line->files[0];
-    Config config;
-    Status status = load_run_config(&run, &config);
-    if (status.code) return status;
-    printf("%s: %s, %lld layers, width %lld, %s on the matrices, lr %g, %lld steps of %lld x %lld tokens\n",
-           run.run_dir, config.name, (long long)config.model.layers, (long long)config.model.width,
-           optimizer_name(config.optimizer.matrices), config.optimizer.lr, (long long)config.train.steps,
-           (long long)config.train.batch, (long long)config.model.context);
-    return print_checkpoints(run.run_dir);
-}
-
-Status command_inspect(const CommandLine *line) {
-    const char *path = line->files[0];
-    char model[PATH_SIZE];
-    struct stat info;
-    if (stat(path, &info) != 0) return status_error(STATUS_BAD_INPUT, "%s: no such file or folder", path);
-    if (S_ISDIR(info.st_mode)) {
-        Status status = path_join(model, path, "model.safetensors");
-        if (status.code) return status;
-        return file_exists(model) ? inspect_safetensors(model) : inspect_run(line);
-    }
-    const char *dot = strrchr(path, '.');
-    return dot && strcmp(dot, ".safetensors") == 0 ? inspect_safetensors(path) : inspect_token_file(path, stdout);
 }

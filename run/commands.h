@@ -49,6 +49,8 @@ typedef struct {
 Status command_line_parse(CommandLine *line, int argc, char **argv);
 /* The configuration that a training or dry run asks for: a file's, or a run's when it resumes. */
 Status command_line_config(const CommandLine *line, Config *config);
+/* The configuration of the run in line->run_dir. */
+Status command_line_run_config(const CommandLine *line, Config *config);
 /* A file's (NULL: none), with the key=value arguments. Says on stderr which keys were ignored. */
 Status command_line_load(const CommandLine *line, const char *path, Config *config);
 

@@ -39,7 +39,7 @@ static void expect_resumed(const char *before, int64_t step, const char *expecte
     MetricsWriter w;
     char ignored[PATH_SIZE];
     test_write_file(ignored, folder, "metrics.jsonl", before, (int64_t)strlen(before));
-    assert_ok(metrics_open(&w, folder, step, NULL, NULL));
+    assert_ok(metrics_open(&w, folder, step));
     metrics_close(&w);
     expect_file(expected);
 }
@@ -47,7 +47,7 @@ static void expect_resumed(const char *before, int64_t step, const char *expecte
 static void each_object_is_one_line_and_on_disk_at_once(void **state) {
     (void)state;
     MetricsWriter w;
-    assert_ok(metrics_open(&w, folder, 0, NULL, NULL));
+    assert_ok(metrics_open(&w, folder, 0));
     write_step(&w, 1);
     expect_file("{\"step\":1}\n");
     cJSON *line = cJSON_CreateObject();
@@ -68,7 +68,7 @@ static void a_resumed_run_drops_the_lines_after_its_checkpoint(void **state) {
     MetricsWriter w;
     expect_resumed("{\"step\":0}\n{\"step\":1}\n{\"step\":2}\n{\"step\":3}\n", 2,
                    "{\"step\":0}\n{\"step\":1}\n{\"step\":2}\n");
-    assert_ok(metrics_open(&w, folder, 2, NULL, NULL));
+    assert_ok(metrics_open(&w, folder, 2));
     write_step(&w, 3);
     metrics_close(&w);
     expect_file("{\"step\":0}\n{\"step\":1}\n{\"step\":2}\n{\"step\":3}\n");
@@ -85,7 +85,7 @@ static void a_resumed_run_without_a_file_starts_one(void **state) {
     (void)state;
     assert_ok(folder_remove(path));
     MetricsWriter w;
-    assert_ok(metrics_open(&w, folder, 5, NULL, NULL));
+    assert_ok(metrics_open(&w, folder, 5));
     write_step(&w, 6);
     metrics_close(&w);
     expect_file("{\"step\":6}\n");
@@ -108,7 +108,7 @@ static void lines_of_any_length_survive_and_no_temporary_file_stays(void **state
 static void a_folder_that_is_not_there_is_named(void **state) {
     (void)state;
     MetricsWriter w;
-    assert_fails(metrics_open(&w, "no/such/run", 0, NULL, NULL), STATUS_IO,
+    assert_fails(metrics_open(&w, "no/such/run", 0), STATUS_IO,
                  "no/such/run/metrics.jsonl: cannot open: No such file or directory");
 }
 

@@ -23,13 +23,12 @@ static double *read_weights(Trainer *t) {
 
 static void train(History *h, const ModelCase *model, Setting setting) {
     Trainer t;
-    int skipped = 0;
     assert_ok(open_trainer(&t, model, setting));
     *h =
         (History){.heads = t.gpt.L * t.gpt.H, .elements = tensor_numel(t.gpt.params.master), .start = read_weights(&t)};
     for (int step = 0; step < STEPS; step++) {
         StepReport r;
-        assert_ok(train_step(&t, &r, &skipped));
+        assert_ok(train_step(&t, &r));
         assert_true(r.applied);
         h->loss[step] = r.loss;
         h->clips += r.clip_count;
@@ -152,7 +151,7 @@ static char *metrics_of(Setting setting, const char *folder) {
     assert_ok(trainer_create_run(&t));
     Progress progress = progress_begin(&t);
     assert_ok(train_loop(&t, &progress));
-    assert_ok(report_finish(&t));
+    assert_ok(metrics_flush(&t.metrics));
     char path[PATH_SIZE];
     assert_ok(path_join(path, t.run_dir, "metrics.jsonl"));
     trainer_free(&t);
@@ -189,13 +188,12 @@ static void spectra_computed_while_the_device_goes_on_are_those_of_ref(void **st
 static cJSON *measured_step(Setting setting, double **weights, int64_t *count) {
     Trainer t;
     StepReport r;
-    int skipped = 0;
     cJSON *line = NULL;
     assert_ok(open_trainer(&t, &gpt2_like, setting));
     for (int step = 0; step < 3; step++) {
-        assert_ok(train_step(&t, &r, &skipped));
+        assert_ok(train_step(&t, &r));
         cJSON *written = cJSON_CreateObject();
-        measure_report(&t, written);
+        probes_report(&t.probes, written);
         char *text = cJSON_PrintUnformatted(written);
         cJSON_Delete(line);
         line = cJSON_Parse(text);
@@ -253,12 +251,11 @@ static void move_run(const ModelCase *model, const char *from, const char *to) {
     char folder[PATH_SIZE], runs_dir[PATH_SIZE + 16];
     Trainer first, second;
     StepReport a, b;
-    int skipped = 0;
     test_folder(folder);
     snprintf(runs_dir, sizeof runs_dir, "runs_dir=%s", folder);
     assert_ok(open_trainer(&first, model, (Setting){from, "fp32", {runs_dir}}));
     assert_ok(trainer_create_run(&first));
-    for (int step = 0; step < 3; step++) assert_ok(train_step(&first, &a, &skipped));
+    for (int step = 0; step < 3; step++) assert_ok(train_step(&first, &a));
     assert_ok(trainer_save_checkpoint(&first));
 
     assert_ok(open_trainer(&second, model, (Setting){to, "fp32", {runs_dir}}));
@@ -267,8 +264,8 @@ static void move_run(const ModelCase *model, const char *from, const char *to) {
                          (Tolerance){0});
     assert_int_equal(second.step, 3);
     for (int step = 0; step < 3; step++) {
-        assert_ok(train_step(&first, &a, &skipped));
-        assert_ok(train_step(&second, &b, &skipped));
+        assert_ok(train_step(&first, &a));
+        assert_ok(train_step(&second, &b));
         assert_close("loss", &b.loss, &a.loss, 1, fp32_agreement.loss);
     }
     trainer_free(&first);
@@ -289,13 +286,13 @@ static void a_checkpoint_of_one_backend_resumes_on_the_other(void **state) {
 static void a_nan_skips_the_step_and_leaves_the_weights_as_they_were(void **state) {
     (void)state;
     Trainer t;
-    int skipped = 0, refused = 0;
+    int refused = 0;
     StepReport r;
     assert_ok(open_trainer(&t, &gpt2_like,
                            (Setting){"cuda", "bf16", {"train.on_nonfinite=skip", "debug.fault=attention:9"}}));
     for (int step = 0; step < 5; step++) {
         double *before = read_weights(&t);
-        assert_ok(train_step(&t, &r, &skipped));
+        assert_ok(train_step(&t, &r));
         double *after = read_weights(&t);
         const size_t size = (size_t)tensor_numel(t.gpt.params.master) * sizeof(double);
         assert_int_equal(memcmp(before, after, size) == 0, !r.applied);

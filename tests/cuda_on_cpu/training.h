@@ -1,16 +1,11 @@
-/* The trainer as train_gpt.c steps it, on models that fit into a test: that file is included, its main under another
- * name.
- */
+/* Trainers as train_gpt.c steps them, on models that fit into a test. */
 #pragma once
 
 #include "tests/tensors.h"
 
 #include <stdlib.h>
 
-int train_gpt_main(int argc, char **argv);
-#define main train_gpt_main
-#include "train_gpt.c"
-#undef main
+#include "train_gpt.h"
 
 enum { OPTIONS_MAX = 32 };
 
@@ -60,6 +55,18 @@ static void load_config(Config *config, const ModelCase *model, Setting setting)
     assert_ok(config_load(config, NULL, count, (char **)(uintptr_t)list));
 }
 
+/* The line that the newest step would write, as a reader has it. */
+static inline cJSON *reported(Trainer *t) {
+    cJSON *line = cJSON_CreateObject();
+    probes_report(&t->probes, line);
+    char *text = cJSON_PrintUnformatted(line);
+    cJSON *read = cJSON_Parse(text);
+    assert_non_null(read);
+    free(text);
+    cJSON_Delete(line);
+    return read;
+}
+
 static Status open_trainer(Trainer *t, const ModelCase *model, Setting setting) {
     Config config;
     load_config(&config, model, setting);
@@ -67,20 +74,30 @@ static Status open_trainer(Trainer *t, const ModelCase *model, Setting setting) 
     return status.code ? status : trainer_allocate(t);
 }
 
-/* accumulate_gradients of train_gpt.c with a look at the activations of each forward pass; `done` sequences came before
- * it. */
+/* One step with a look at the activations of each forward pass; `done` sequences came before it. */
 typedef void SeePass(Trainer *t, void *context, int64_t done);
 
-static inline void accumulate_and_see(Trainer *t, SeePass *see, void *context) {
-    const TrainConfig *c = &t->config.train;
-    gpt_start_gradients(&t->gpt);
-    gpt_reset_statistics(&t->gpt);
-    for (int64_t done = 0; done < c->batch; done += c->micro_batch) {
-        assert_ok(trainer_load_batch(t));
-        gpt_forward(&t->gpt);
-        measure_forward(t, done / c->micro_batch);
-        see(t, context, done);
-        gpt_loss_and_gradient(&t->gpt, (float)(1.0 / (double)(c->batch * t->gpt.T)));
-        gpt_backward(&t->gpt);
-    }
+typedef struct {
+    Trainer *trainer;
+    SeePass *see;
+    void *context;
+    int64_t done;
+    bool seen; /* this micro-batch: probes interrupt the phase */
+} Watcher;
+
+static inline void watch_forward(void *watcher, Phase ended) {
+    Watcher *w = watcher;
+    if (ended == PHASE_DATA) w->seen = false;
+    if (ended != PHASE_FORWARD || w->seen) return;
+    w->seen = true;
+    w->see(w->trainer, w->context, w->done);
+    w->done += w->trainer->gpt.B;
+}
+
+static inline void step_and_see(Trainer *t, StepReport *r, SeePass *see, void *context) {
+    Watcher watcher = {t, see, context, 0, false};
+    t->phases.between = watch_forward;
+    t->phases.context = &watcher;
+    assert_ok(train_step(t, r));
+    t->phases.between = NULL;
 }

@@ -2,6 +2,8 @@
  * logits of random and of trained models. */
 #include "tests/cuda_on_cpu/training.h"
 
+#include "probe/logit_bound.h"
+
 #include <lapacke.h>
 #include <math.h>
 
@@ -154,70 +156,94 @@ static double longest_row(Trainer *t, Tensor x) {
     return longest;
 }
 
-/* Longest input of all micro-batches so far, by layer and LogitInput. */
-typedef double InputNorms[8][LOGIT_INPUTS];
+/* Inputs of W_q and W_k: the normalized stream, latent attention's c^Q and c^KV. */
+enum { STREAM, Q_LATENT, KV_LATENT, INPUTS };
+enum { LAYERS_MAX = 2, HEADS_MAX = 4, PARTS = 2 };
 
-static void note_inputs(Trainer *t, void *context, int64_t done) {
-    (void)done;
-    double(*norms)[LOGIT_INPUTS] = *(InputNorms *)context;
-    for (int64_t l = 0; l < t->gpt.L; l++) {
-        const LayerActivations *a = &t->gpt.layers[l];
-        const Tensor inputs[LOGIT_INPUTS] = {a->norm1, a->q_latent, a->kv_latent};
-        for (int i = 0; i < LOGIT_INPUTS; i++)
-            if (tensor_present(inputs[i])) norms[l][i] = fmax(norms[l][i], longest_row(t, inputs[i]));
+static const char *const part_names[PARTS][2] = {{"q", "k"}, {"q_rope", "k_rope"}};
+
+/* What the step's forward passes read: norms of the weights of each head's parts, and the longest inputs so far. */
+typedef struct {
+    double inputs[LAYERS_MAX][INPUTS];
+    double weights[LAYERS_MAX][HEADS_MAX][PARTS][2];
+} Norms;
+
+static int parts_of(const Trainer *t) {
+    return t->config.model.attention == ATTENTION_MLA ? 2 : 1;
+}
+
+static void note_weights(Trainer *t, Norms *norms) {
+    for (int64_t i = 0; i < t->gpt.L * t->gpt.H; i++) {
+        const int64_t layer = i / t->gpt.H, head = i % t->gpt.H;
+        for (int part = 0; part < parts_of(t); part++) {
+            const int64_t key_heads = t->gpt.params.kinds[params_find_kind(&t->gpt.params, part_names[part][1])].heads;
+            double *w = norms->weights[layer][head][part];
+            w[0] = head_norm(t, part_names[part][0], layer, head);
+            w[1] = head_norm(t, part_names[part][1], layer, head / (t->gpt.H / key_heads));
+        }
     }
 }
 
-/* Weights and inputs of one part, in fp64 from the model. */
-static void check_part(Trainer *t, const LogitBoundRecord *r, int part, InputNorms norms) {
-    const bool latent = t->config.model.attention == ATTENTION_MLA, rotary = part == 1;
-    const char *const names[][2] = {{"q", "k"}, {"q_rope", "k_rope"}};
-    const int64_t key_heads = t->gpt.params.kinds[params_find_kind(&t->gpt.params, names[part][1])].heads;
-    const LogitInput q_input = latent && t->config.model.q_rank > 0 ? LOGIT_INPUT_Q_LATENT : LOGIT_INPUT_STREAM;
-    const LogitInput k_input = latent && !rotary ? LOGIT_INPUT_KV_LATENT : LOGIT_INPUT_STREAM;
-    const LogitPart *p = &r->parts[part];
-    double got[] = {p->w_q, p->w_k, p->x_q, p->x_k};
-    double expected[] = {head_norm(t, names[part][0], r->layer, r->head),
-                         head_norm(t, names[part][1], r->layer, r->head / (t->gpt.H / key_heads)),
-                         norms[r->layer][q_input], norms[r->layer][k_input]};
-    assert_close("norms", got, expected, 4, (Tolerance){.relative = 2e-6}); /* x in fp32 */
+static void note(Trainer *t, void *context, int64_t done) {
+    Norms *norms = context;
+    if (done == 0) note_weights(t, norms);
+    for (int64_t l = 0; l < t->gpt.L; l++) {
+        const LayerActivations *a = &t->gpt.layers[l];
+        const Tensor inputs[INPUTS] = {a->norm1, a->q_latent, a->kv_latent};
+        for (int i = 0; i < INPUTS; i++)
+            if (tensor_present(inputs[i])) norms->inputs[l][i] = fmax(norms->inputs[l][i], longest_row(t, inputs[i]));
+    }
 }
 
-/* train_step with an eye on what the bound is made of. Inputs are those of all micro-batches. */
+static double number_of(const cJSON *row, const char *prefix, const char *key) {
+    char name[32];
+    snprintf(name, sizeof name, "%s%s", prefix, key);
+    const cJSON *item = cJSON_GetObjectItem(row, name);
+    if (!cJSON_IsNumber(item)) fail_msg("%s is not a number", name);
+    return item->valuedouble;
+}
+
+/* Weights and inputs of one part of a head's row, in fp64 from the model. Returns their product: the part's bound, but
+ * for biases and scale. */
+static double check_part(Trainer *t, const cJSON *row, int part, int64_t layer, int64_t head, const Norms *norms) {
+    const bool latent = parts_of(t) == 2, rotary = part == 1;
+    const char *prefix = rotary ? "rope_" : "";
+    const int q_input = latent && t->config.model.q_rank > 0 ? Q_LATENT : STREAM;
+    const int k_input = latent && !rotary ? KV_LATENT : STREAM;
+    const double *weights = norms->weights[layer][head][part], *inputs = norms->inputs[layer];
+    double got[] = {number_of(row, prefix, "q_norm"), number_of(row, prefix, "k_norm"),
+                    number_of(row, prefix, "x_norm"), number_of(row, prefix, latent ? "x_k_norm" : "x_norm")};
+    double expected[] = {weights[0], weights[1], inputs[q_input], inputs[k_input]};
+    assert_close("norms", got, expected, 4, (Tolerance){.relative = 2e-6}); /* x in fp32 */
+    return got[0] * got[1] * got[2] * got[3];
+}
+
+/* One step with an eye on what the bound is made of. The fields are floats: 1e-6 of a product of four. */
 static void step_and_check(Trainer *t, bool sharp, double *tightest) {
     const int64_t heads = t->gpt.L * t->gpt.H;
-    InputNorms norms = {{0}};
-    StepReport r = {.lr = trainer_lr(t, t->step + 1)};
-    assert_ok(begin_measurements(t));
-    accumulate_and_see(t, note_inputs, &norms);
-    assert_ok(trainer_read_step(t, &r));
-    measure_read(t);
-    int64_t count;
-    const LogitBoundRecord *records = logit_bound_probe_records(t->measurements.logits.bound, &count);
-    assert_int_equal(count, heads);
-    for (int64_t i = 0; i < heads; i++) {
-        const LogitBoundRecord *r_i = &records[i];
-        assert_true(r_i->layer == i / t->gpt.H && r_i->head == i % t->gpt.H);
-        assert_int_equal(r_i->count, t->config.model.attention == ATTENTION_MLA ? 2 : 1);
+    Norms norms = {0};
+    StepReport r;
+    step_and_see(t, &r, note, &norms);
+    cJSON *line = reported(t);
+    const cJSON *list = cJSON_GetObjectItem(line, "logit_bound"), *row = list ? list->child : NULL;
+    assert_int_equal(cJSON_GetArraySize(list), heads);
+    for (int64_t i = 0; i < heads; i++, row = row->next) {
+        const int64_t layer = i / t->gpt.H, head = i % t->gpt.H;
+        const double scale = 1 / sqrt((double)t->gpt.D), max_abs = (double)t->max_abs[i];
+        const double bound = number_of(row, "", "bound"), bound_qk = number_of(row, "", "bound_qk");
+        const double tightness = number_of(row, "", "tightness");
         double product = 0;
-        for (int part = 0; part < r_i->count; part++) {
-            const LogitPart *p = &r_i->parts[part];
-            check_part(t, r_i, part, norms);
-            product += p->x_q * p->x_k * p->w_q * p->w_k;
-        }
-        const double scale = 1 / sqrt((double)t->gpt.D), bound = logit_bound(r_i->parts, r_i->count, scale);
-        const double bound_qk = logit_bound_qk(r_i->parts, r_i->count, scale);
-        const double tightness = (double)t->max_abs[i] / bound;
+        assert_true((int64_t)number_of(row, "", "layer") == layer && (int64_t)number_of(row, "", "head") == head);
+        for (int part = 0; part < parts_of(t); part++) product += check_part(t, row, part, layer, head, &norms);
         /* q and k of a bf16 run have been rounded to 2^-9 */
         const double rounding = t->backend.compute_dtype == DTYPE_BF16 ? 1.0 / 128 : 1e-6;
         assert_true(tightness > 0 && tightness <= 1 + rounding);
-        assert_true(bound_qk <= scale * product * (1 + 1e-9));
-        if (sharp) assert_true((double)t->max_abs[i] <= bound_qk * (1 + rounding));
+        assert_true(fabs(tightness - max_abs / bound) < 1e-6);
+        assert_true(bound >= scale * product * (1 - 1e-6) && bound_qk <= scale * product * (1 + 1e-6));
+        if (sharp) assert_true(max_abs <= bound_qk * (1 + rounding));
         *tightest = fmax(*tightest, tightness);
     }
-    t->step++;
-    assert_ok(update_weights(t, &r));
-    measure_end(t);
+    cJSON_Delete(line);
     test_release(&t->backend);
 }
 

@@ -69,30 +69,6 @@ static void multiply_layers(Trainer *t, void *logits, int64_t done) {
     for (int64_t l = 0; l < t->gpt.L; l++) multiply(logits, &t->gpt, l, done);
 }
 
-/* train_step, with the products beside the census. */
-static void step_and_multiply(Trainer *t, StepReport *r, Logits *logits) {
-    *r = (StepReport){.lr = trainer_lr(t, t->step + 1)};
-    assert_ok(begin_measurements(t));
-    accumulate_and_see(t, multiply_layers, logits);
-    assert_ok(trainer_read_step(t, r));
-    measure_read(t);
-    t->step++;
-    assert_ok(update_weights(t, r));
-    measure_end(t);
-}
-
-/* The line that the step would write, as a reader has it. */
-static cJSON *reported(Trainer *t) {
-    cJSON *line = cJSON_CreateObject();
-    measure_report(t, line);
-    char *text = cJSON_PrintUnformatted(line);
-    cJSON *read = cJSON_Parse(text);
-    assert_non_null(read);
-    free(text);
-    cJSON_Delete(line);
-    return read;
-}
-
 static double number_of(const cJSON *object, const char *key) {
     const cJSON *item = cJSON_GetObjectItem(object, key);
     if (!cJSON_IsNumber(item)) fail_msg("%s is no number", key);
@@ -135,7 +111,7 @@ static void check_run(const ModelCase *model, const char *device, const char *pr
     assert_ok(open_trainer(&t, model, (Setting){device, precision, {NULL}}));
     for (int step = 1; step <= 4; step++) {
         const int64_t first_sample = t.samples, count = t.gpt.L * t.gpt.H;
-        step_and_multiply(&t, &r, &logits);
+        step_and_see(&t, &r, multiply_layers, &logits);
         cJSON *line = reported(&t);
         const cJSON *list = cJSON_GetObjectItem(line, "logits"), *row = list ? list->child : NULL;
         assert_int_equal(list != NULL, step != 3);
@@ -169,10 +145,9 @@ static void the_census_of_a_run_is_what_brute_force_finds(void **state) {
 static double *weights_after(const ModelCase *model, Setting setting, int64_t *count) {
     Trainer t;
     StepReport r;
-    int skipped = 0;
     assert_ok(open_trainer(&t, model, setting));
     for (int step = 0; step < 5; step++) {
-        assert_ok(train_step(&t, &r, &skipped));
+        assert_ok(train_step(&t, &r));
         cJSON_Delete(reported(&t));
     }
     double *weights = test_read(&t.backend, t.gpt.params.master), *copy;
@@ -191,10 +166,10 @@ static void weights_have_the_same_bits_with_all_measurements_and_with_none(void 
     for (int i = 0; i < 4; i++) {
         int64_t count;
         const char *device = devices[i / 2], *precision = i % 2 ? "bf16" : "fp32";
-        static const char *const on[] = {"probe.spectrum_every=1", "probe.logits_every=1", "probe.clips_every=1",
-                                         "probe.bound_every=1"},
+        static const char *const on[] = {"probe.spectrum_every=1", "probe.logits_every=1", "probe.bound_every=1",
+                                         "probe.shadow_every=1"},
                                  *const off[] = {"probe.spectrum_every=0", "probe.logits_every=0",
-                                                 "probe.clips_every=0", "probe.bound_every=0"};
+                                                 "probe.bound_every=0", "probe.shadow_every=0"};
         ModelCase measured = gpt2_like, plain = gpt2_like;
         int used = 0;
         while (measured.options[used]) used++;
@@ -215,11 +190,10 @@ static void a_refused_step_tells_where_the_nan_is(void **state) {
     (void)state;
     Trainer t;
     StepReport r;
-    int skipped = 0;
     assert_ok(open_trainer(&t, &learned, (Setting){"cpu", "fp32", {NULL}}));
     Tensor query = params_block_head(&t.gpt.params, t.gpt.params.master, params_find_kind(&t.gpt.params, "q"), 1, 2);
     test_set(&t.backend, query, 0, (double)NAN); /* of layer 1, head 2 */
-    assert_ok(train_step(&t, &r, &skipped));
+    assert_ok(train_step(&t, &r));
     assert_false(r.applied);
     cJSON *line = reported(&t);
     const cJSON *rows = cJSON_GetObjectItem(line, "logits"), *row = cJSON_GetArrayItem(rows, (int)t.gpt.H + 2);

@@ -217,6 +217,20 @@ static void expect_rows(Fixture *f, const char *file, int step, const char *fiel
     cJSON_Delete(line);
 }
 
+/* The step has so many rows of updates, of spectrum, with this field. */
+static void expect_updates(Fixture *f, const char *file, int step, const char *field, int rows) {
+    cJSON *line = metrics_line(f, file, step);
+    const cJSON *row;
+    int found = 0;
+    cJSON_ArrayForEach(row, cJSON_GetObjectItem(line, "spectrum")) {
+        if (!cJSON_GetObjectItem(row, field)) continue;
+        assert_string_equal(cJSON_GetObjectItem(row, "of")->valuestring, "update");
+        found++;
+    }
+    if (found != rows) fail_msg("step %d has %d updates with %s instead of %d", step, found, field, rows);
+    cJSON_Delete(line);
+}
+
 /* 2 layers of q and k, and 2 shadows of each; 7 hidden matrices a layer, with o split into its 2 heads. */
 static void measurements_of_updates_come_at_their_steps(void **state) {
     Fixture *f = *state;
@@ -234,9 +248,9 @@ static void measurements_of_updates_come_at_their_steps(void **state) {
             expect_rows(f, file, step, "collision", step == 1 || step % 4 == 0 ? 4 : 0);
             expect_rows(f, file, step, "momentum", step == 1 || step % 2 == 0 ? 4 : 0);
             expect_rows(f, file, step, "shadow", step == 1 || step % 3 == 0 ? 8 : 0);
-            expect_rows(f, file, step, "blocks", spectra ? 14 : 0);
+            expect_updates(f, file, step, "decay_bound", spectra ? 14 : 0);
             /* muon: 6 whole matrices and 2 heads of o a layer; adamw orthogonalizes nothing */
-            if (muon || !spectra) expect_rows(f, file, step, "orthogonality", spectra ? 16 : 0);
+            expect_updates(f, file, step, "error", spectra && muon ? 16 : 0);
         }
     }
 }
@@ -262,26 +276,37 @@ static const cJSON *first_row(cJSON *line, const char *field) {
     return row;
 }
 
+/* The row of the first layer's whole q, "weight" or "update". */
+static const cJSON *spectrum_of_q(const cJSON *line, const char *of) {
+    const cJSON *row;
+    cJSON_ArrayForEach(row, cJSON_GetObjectItem(line, "spectrum")) {
+        const bool whole = cJSON_IsNull(cJSON_GetObjectItem(row, "head"));
+        const char *role = cJSON_GetObjectItem(row, "role")->valuestring;
+        if (whole && !strcmp(role, "q") && !strcmp(cJSON_GetObjectItem(row, "of")->valuestring, of)) return row;
+    }
+    fail_msg("no %s of q", of);
+    return NULL;
+}
+
 /* What different probes say of one matrix, the first layer's q: wd is 0.1, and s = 0.2 sqrt(16). */
 static void measurements_of_one_step_agree(void **state) {
     Fixture *f = *state;
     run(f, "name=a %s %s probe.blocks='[\"q\"]' qk_clip.enabled=false", tiny, measured);
     cJSON *line = metrics_line(f, "runs/a/metrics.jsonl", 1);
-    const cJSON *q = first_row(line, "collision"), *block = first_row(line, "blocks");
-    const cJSON *orthogonality = first_row(line, "orthogonality");
+    const cJSON *q = first_row(line, "collision");
+    const cJSON *weight = spectrum_of_q(line, "weight"), *update = spectrum_of_q(line, "update");
     const cJSON *muon = cJSON_GetArrayItem(cJSON_GetObjectItem(line, "shadow"), 2);
     assert_int_equal(cJSON_GetArraySize(cJSON_GetObjectItem(line, "collision")), 2);
     assert_string_equal(cJSON_GetObjectItem(muon, "optimizer")->valuestring, "muon");
-    assert_string_equal(cJSON_GetObjectItem(block, "role")->valuestring, "q");
 
     const double lr = number(line, "lr"), scale = 0.2 * 4, wd = 0.1;
     const double c = first_number(q, "c"), sigma = first_number(q, "sigma"), predicted = first_number(q, "predicted");
     assert_near(predicted, -lr * scale * c - lr * wd * sigma, 1e-9);
     assert_near(number(muon, "sigma_change"), predicted, 1e-9);
     assert_near(number(muon, "collision"), number(q, "relative"), 1e-6);
-    assert_near(number(muon, "rms"), number(block, "update_rms"), 1e-9);
-    assert_near(number(block, "spectral_norm"), sigma + first_number(q, "realised"), 1e-7);
-    assert_near(number(block, "decay_bound"), scale * number(orthogonality, "max") / wd, 1e-3);
+    assert_near(number(muon, "rms"), number(update, "step_rms"), 1e-9);
+    assert_near(number(weight, "sigma_max"), sigma + first_number(q, "realised"), 1e-7);
+    assert_near(number(update, "decay_bound"), scale * number(update, "sigma_max") / wd, 1e-3);
     cJSON_Delete(line);
 }
 
@@ -289,8 +314,8 @@ static void elements_bound_the_norm_under_adamw_and_nothing_does_without_decay(v
     Fixture *f = *state;
     run(f, "name=a %s optimizer.matrices=adamw optimizer.weight_decay=0.05", tiny);
     cJSON *line = metrics_line(f, "runs/a/metrics.jsonl", 1);
-    assert_near(number(first_row(line, "blocks"), "decay_bound"), 16 / 0.05, 1e-3); /* sqrt(n m) / wd */
-    assert_int_equal(cJSON_GetArraySize(cJSON_GetObjectItem(line, "orthogonality")), 0);
+    assert_near(number(spectrum_of_q(line, "update"), "decay_bound"), 16 / 0.05, 1e-3); /* sqrt(n m) / wd */
+    assert_null(cJSON_GetObjectItem(spectrum_of_q(line, "update"), "error"));
     cJSON_Delete(line);
     static const char *const unbounded[] = {"matrices=adamw optimizer.weight_decay=0", "matrices=sgd",
                                             "cautious_decay=true"};
@@ -299,8 +324,8 @@ static void elements_bound_the_norm_under_adamw_and_nothing_does_without_decay(v
         char file[40];
         snprintf(file, sizeof file, "runs/b%d/metrics.jsonl", i);
         line = metrics_line(f, file, 1);
-        assert_true(cJSON_IsNull(cJSON_GetObjectItem(first_row(line, "blocks"), "decay_bound")));
-        assert_null(cJSON_GetObjectItem(line, "orthogonality"));
+        assert_true(cJSON_IsNull(cJSON_GetObjectItem(spectrum_of_q(line, "update"), "decay_bound")));
+        assert_null(cJSON_GetObjectItem(spectrum_of_q(line, "update"), "error"));
         cJSON_Delete(line);
     }
 }
@@ -326,7 +351,7 @@ static void measurements_of_updates_change_no_weight(void **state) {
 /* 4 micro-batch forwards of 9 linears each lie before step 3. */
 static void a_skipped_step_measures_nothing(void **state) {
     Fixture *f = *state;
-    static const char *const fields[] = {"collision", "momentum", "shadow", "spectrum", "blocks"};
+    static const char *const fields[] = {"collision", "momentum", "shadow", "spectrum"};
     run(f,
         "name=a debug.fault=linear:37 %s probe.spectrum_every=3 probe.collision_every=3 probe.momentum_every=3 "
         "probe.shadow_every=3",
@@ -337,6 +362,14 @@ static void a_skipped_step_measures_nothing(void **state) {
         first_row(line, fields[i]);
         cJSON_Delete(line);
     }
+}
+
+static void a_retired_key_is_read_ignored_and_said_once(void **state) {
+    Fixture *f = *state;
+    expect(f, run(f, "name=a %s probe.clips_every=4", tiny), 0, "probe.clips_every");
+    char *config = read_in_folder(f, "runs/a/config.json");
+    assert_null(strstr(config, "clips_every"));
+    free(config);
 }
 
 static void shadows_start_anew_where_a_checkpoint_has_none(void **state) {
@@ -376,9 +409,9 @@ static void measurements_of_logits_come_at_their_steps(void **state) {
     static const struct {
         const char *field;
         int every;
-    } measurements[] = {{"logits", 2}, {"logit_bound", 3}, {"clip_ledger", 4}, {"spectrum", 4}};
-    expect(f, run(f, "name=a %s probe.logits_every=2 probe.bound_every=3 probe.clips_every=4", tiny), 0, "8 steps");
-    expect(f, run(f, "name=b %s probe.logits_every=0 probe.bound_every=0 probe.clips_every=0", tiny), 0, "8 steps");
+    } measurements[] = {{"logits", 2}, {"logit_bound", 3}, {"spectrum", 4}};
+    expect(f, run(f, "name=a %s probe.logits_every=2 probe.bound_every=3", tiny), 0, "8 steps");
+    expect(f, run(f, "name=b %s probe.logits_every=0 probe.bound_every=0", tiny), 0, "8 steps");
     for (int step = 1; step <= 8; step++) {
         cJSON *line = metrics_line(f, "runs/a/metrics.jsonl", step),
               *none = metrics_line(f, "runs/b/metrics.jsonl", step);
@@ -386,7 +419,7 @@ static void measurements_of_logits_come_at_their_steps(void **state) {
         for (size_t i = 0; i < sizeof measurements / sizeof measurements[0]; i++) {
             bool expected = step == 1 || step % measurements[i].every == 0;
             assert_int_equal(cJSON_GetObjectItem(line, measurements[i].field) != NULL, expected);
-            if (i < 3) assert_null(cJSON_GetObjectItem(none, measurements[i].field));
+            if (i < 2) assert_null(cJSON_GetObjectItem(none, measurements[i].field));
             any = any || expected;
         }
         assert_int_equal(cJSON_GetObjectItem(line, "probe_ms") != NULL, any);
@@ -395,42 +428,56 @@ static void measurements_of_logits_come_at_their_steps(void **state) {
     }
     shell(f,
           "cmp runs/a/checkpoints/step_00000008/model.safetensors runs/b/checkpoints/step_00000008/model.safetensors");
-    expect(f, run(f, "name=c %s qk_clip.enabled=false probe.clips_every=1", tiny), 0, "8 steps");
-    cJSON *line = metrics_line(f, "runs/c/metrics.jsonl", 8);
-    assert_null(cJSON_GetObjectItem(line, "clip_ledger"));
-    cJSON_Delete(line);
     expect(f, run(f, "name=d %s model.qk_norm=true", tiny), 0, "8 steps");
-    line = metrics_line(f, "runs/d/metrics.jsonl", 1);
+    cJSON *line = metrics_line(f, "runs/d/metrics.jsonl", 1);
     assert_null(cJSON_GetObjectItem(line, "logit_bound"));
     assert_int_equal(cJSON_GetArraySize(cJSON_GetObjectItem(line, "logits")), 4);
     cJSON_Delete(line);
 }
 
-/* The last ledger of `a` holds clips from before its checkpoint and after it. */
-static void a_resumed_run_has_the_clip_ledger_of_an_uninterrupted_one(void **state) {
+/* The first row of the table, against the "clipped" records of runs/whole. Some head was clipped in both halves. */
+static void assert_clips_are_those_of_the_metrics(Fixture *f, const char *table) {
+    long long layer, head, first, last, times, found_first = 0, found_last = 0, found = 0;
+    double gamma, product = 1;
+    const char *row = strstr(table, "gamma\n");
+    assert_non_null(row);
+    assert_int_equal(sscanf(row + 6, "%lld %lld %lld %lld %lld %lf", &layer, &head, &first, &last, &times, &gamma), 6);
+    for (int step = 1; step <= 8; step++) {
+        cJSON *line = metrics_line(f, "runs/whole/metrics.jsonl", step);
+        const cJSON *clip;
+        cJSON_ArrayForEach(clip, cJSON_GetObjectItem(line, "clipped")) {
+            if ((long long)number(clip, "layer") != layer || (long long)number(clip, "head") != head) continue;
+            if (found++ == 0) found_first = step;
+            found_last = step;
+            product *= number(clip, "gamma");
+        }
+        cJSON_Delete(line);
+    }
+    assert_true(found == times && found_first == first && found_last == last && first <= 4 && last > 4);
+    assert_near(gamma / product, 1, 1e-3); /* 4 digits are printed */
+}
+
+/* Clips from before the checkpoint and after it. */
+static void a_resumed_run_has_the_lines_and_the_clips_of_an_uninterrupted_one(void **state) {
     Fixture *f = *state;
+    const char *const runs[] = {"runs/whole", "runs/cut"};
+    char tables[2][2000];
     expect(f,
-           run(f,
-               "name=whole %s qk_clip.threshold=0.005 optimizer.lr=0.05 probe.clips_every=2 probe.logits_every=3 "
-               "probe.bound_every=2",
+           run(f, "name=whole %s qk_clip.threshold=0.005 optimizer.lr=0.05 probe.logits_every=3 probe.bound_every=2",
                tiny),
            0, "8 steps");
     shell(f, "cp -r runs/whole runs/cut && rm -r runs/cut/checkpoints/step_00000008");
     expect(f, run(f, "--resume runs/cut"), 0, "8 steps");
     for (int step = 1; step <= 8; step++)
         assert_same_step(f, "runs/whole/metrics.jsonl", "runs/cut/metrics.jsonl", step);
-    cJSON *line = metrics_line(f, "runs/cut/metrics.jsonl", 8), *ledger = cJSON_GetObjectItem(line, "clip_ledger");
-    assert_true(cJSON_GetObjectItem(ledger, "ever")->valuedouble > 0);
-    bool across = false;
-    const cJSON *head;
-    cJSON_ArrayForEach(head, cJSON_GetObjectItem(ledger, "heads")) {
-        double gamma = cJSON_GetObjectItem(head, "gamma")->valuedouble;
-        assert_true(gamma > 0 && gamma < 1);
-        across = across ||
-                 (cJSON_GetObjectItem(head, "first")->valueint <= 4 && cJSON_GetObjectItem(head, "last")->valueint > 4);
+    for (int i = 0; i < 2; i++) {
+        expect(f, run(f, "inspect %s", runs[i]), 0, "product of gamma");
+        const char *table = strstr(f->output, "QK-Clip has clipped ");
+        assert_non_null(table);
+        snprintf(tables[i], sizeof tables[i], "%.*s", (int)(strstr(table, "runs/") - table), table);
     }
-    assert_true(across);
-    cJSON_Delete(line);
+    assert_string_equal(tables[0], tables[1]);
+    assert_clips_are_those_of_the_metrics(f, tables[0]);
 }
 
 static void progress_fits_into_80_columns(void **state) {
@@ -639,7 +686,6 @@ static void bad_input_exits_with_2_and_one_sentence(void **state) {
         {"model.qk_norm=true qk_clip.enabled=true", "qk_norm"},
         {"model.qk_norm=true probe.bound_every=5", "probe.bound_every"},
         {"probe.logits_every=-1", "probe.logits_every"},
-        {"probe.clips_every=often", "probe.clips_every"},
         {"data.train=nowhere/*.bin", "nowhere/*.bin"},
         {"data.train=text.bin data.val=text.bin", "text.bin"},
         {"data.train=cut.bin data.val=cut.bin", "cut.bin"},
@@ -734,10 +780,11 @@ int main(void) {
         PROGRAM_TEST(elements_bound_the_norm_under_adamw_and_nothing_does_without_decay),
         PROGRAM_TEST(measurements_of_updates_change_no_weight),
         PROGRAM_TEST(a_skipped_step_measures_nothing),
+        PROGRAM_TEST(a_retired_key_is_read_ignored_and_said_once),
         PROGRAM_TEST(shadows_start_anew_where_a_checkpoint_has_none),
         PROGRAM_TEST(qk_clip_is_logged_when_a_head_passes_tau),
         PROGRAM_TEST(measurements_of_logits_come_at_their_steps),
-        PROGRAM_TEST(a_resumed_run_has_the_clip_ledger_of_an_uninterrupted_one),
+        PROGRAM_TEST(a_resumed_run_has_the_lines_and_the_clips_of_an_uninterrupted_one),
         PROGRAM_TEST(progress_fits_into_80_columns),
         PROGRAM_TEST(a_nan_in_a_step_skips_it_and_leaves_the_weights),
         PROGRAM_TEST(a_nan_in_an_evaluation_is_a_null),
