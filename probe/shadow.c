@@ -48,8 +48,11 @@ static Status plan(void *self, ProbeSet *set) {
     p->blocks = set->blocks;
     p->capacity = SHADOWS * set->blocks->slots;
     for (int kind = 0; kind < set->gpt->params.kind_count; kind++) watched[kind] = blocks_watched(set->blocks, kind);
-    for (int i = 0; i < SHADOWS && !status.code; i++)
-        status = optimizer_plan_shadow(&p->optimizers[i], set->optimizer, shadow_kinds[i], watched);
+    for (int i = 0; i < SHADOWS && !status.code; i++) {
+        Optimizer *shadow = &p->optimizers[i];
+        status = optimizer_plan_shadow(shadow, set->optimizer, shadow_kinds[i], watched);
+        shadow->state.remedy = shadow->scratch.remedy = set->memory[PROBE_SHADOW].device.remedy;
+    }
     return status;
 }
 

@@ -1,67 +1,29 @@
 /* The probes of watched blocks (collision, momentum, shadow) and the shadow optimizers: every number against LAPACK's
  * SVD of the matrices, or loops over their elements.
  */
-#include "tests/probe/toy_params.h"
+#include "tests/probe/toy_set.h"
 
 #include <lapacke.h>
-#include <math.h>
-#include <stdlib.h>
-#include <string.h>
 
 #include "ops/ops.h"
-#include "optim/optimizer.h"
 #include "probe/collision.h"
-#include "probe/momentum.h"
-#include "probe/shadow.h"
 
-enum { TOP = 3 };
+enum { TOP = 3, WATCHED = 4 };
 enum { ELEMENTS_MAX = MLP * WIDTH };
 
-typedef struct {
-    Backend be;
-    Config config;
-    ParamTable params;
-    Arena weights, gradients;
-    WatchedBlocks *blocks;
-} Fixture;
+static const char *const watched[WATCHED] = {"q", "k", "o", "up"};
 
-/* A grouped-query model's matrices: q and k lie within one of them, o has its heads in columns, up is tall. */
-static void describe(ParamTable *t) {
-    describe_embedding_and_attention(t);
-    params_add_block(t, "up", ROLE_UP, params_add_matrix(t, "up", LAYERS, MLP, WIDTH), 0, MLP, 1, HEADS_IN_ROWS);
+/* Grouped queries: q and k lie within one matrix, o has its heads in columns, up is tall. */
+static void open_toy(Toy *t, char *probe) {
+    toy_open(t, "cpu",
+             (char *[]){"probe.blocks=[\"q\",\"k\",\"o\",\"up\",\"down\"]", "probe.collision_top=3",
+                        "optimizer.lr=0.01", "optimizer.muon.per_head=[\"o\"]", probe, NULL});
+    assert_int_equal(t->set.blocks->slots, WATCHED * LAYERS); /* the model has no down */
+    assert_int_equal(t->set.blocks->chunk, LAYERS);
 }
 
-static void fill(Fixture *f, Tensor storage, uint64_t seed) {
-    double *values = calloc((size_t)f->params.elements, sizeof *values);
-    for (int64_t i = 0; i < f->params.elements; i++) values[i] = test_uniform(seed, i);
-    test_write(&f->be, storage, values);
-    free(values);
-}
-
-static int set_up(void **state) {
-    Fixture *f = calloc(1, sizeof *f);
-    char *options[] = {"probe.blocks=[\"q\",\"k\",\"o\",\"up\",\"gate\"]", "probe.collision_top=3", "optimizer.lr=0.01",
-                       "optimizer.muon.per_head=[\"o\"]"};
-    assert_ok(config_load(&f->config, NULL, sizeof options / sizeof options[0], options));
-    test_open(&f->be, "cpu", "fp32");
-    test_reserve(&f->be, (OpLimits){.width = 64});
-    describe(&f->params);
-    allocate_params(&f->params, &f->weights, &f->gradients, &f->be);
-    fill(f, f->params.master, 7);
-    assert_ok(blocks_create(&f->blocks, &f->params, &f->config.probe, &f->be));
-    assert_int_equal(f->blocks->slots, 4 * LAYERS); /* the model has no gate */
-    *state = f;
-    return 0;
-}
-
-static int tear_down(void **state) {
-    Fixture *f = *state;
-    blocks_free(f->blocks);
-    arena_free(&f->weights);
-    arena_free(&f->gradients);
-    test_close(&f->be);
-    free(f);
-    return 0;
+static int kind_of(const Toy *t, const char *name) {
+    return params_find_kind(&t->gpt.params, name);
 }
 
 /* ---- the oracle ------------------------------------------------------------------------------------------------- */
@@ -72,12 +34,13 @@ typedef struct {
     double a[ELEMENTS_MAX], sigma[WIDTH], u[MLP * WIDTH], vt[WIDTH * WIDTH];
 } Svd;
 
-static Svd *decompose(Fixture *f, int kind, Tensor block) {
+static Svd *decompose(Toy *t, int kind, Tensor block) {
+    const ParamTable *params = &t->gpt.params;
     Svd *s = calloc(1, sizeof *s);
     double copy[ELEMENTS_MAX], superdiagonal[WIDTH];
-    double *values = test_read(&f->be, block);
-    s->n = f->params.kinds[kind].rows;
-    s->m = f->params.params[f->params.kinds[kind].param].columns;
+    double *values = test_read(&t->be, block);
+    s->n = params->kinds[kind].rows;
+    s->m = params->params[params->kinds[kind].param].columns;
     s->r = s->n < s->m ? s->n : s->m;
     assert_int_equal(tensor_numel(block), s->n * s->m);
     for (int64_t i = 0; i < s->n * s->m; i++) s->a[i] = copy[i] = values[i];
@@ -103,6 +66,13 @@ static double squares(const Svd *s) {
     return sum;
 }
 
+/* mean c_i² / (|U|_F² / (n m)) */
+static double relative_collision(const Svd *w, const Svd *u) {
+    double mean_square = 0;
+    for (int i = 0; i < TOP; i++) mean_square += form(w, u->a, i) * form(w, u->a, i) / TOP;
+    return mean_square / (squares(u) / (double)(u->n * u->m));
+}
+
 static Alignment align(const Svd *a, const Svd *b) {
     Alignment result = {0};
     for (int i = 0; i < TOP; i++)
@@ -117,194 +87,259 @@ static Alignment align(const Svd *a, const Svd *b) {
     return result;
 }
 
-static void assert_near(const char *what, double got, double expected, double tolerance) {
-    assert_close(what, &got, &expected, 1, (Tolerance){.absolute = tolerance});
-}
-
-static void assert_aligned(const char *what, Alignment got, Alignment expected) {
-    assert_near(what, got.left, expected.left, 1e-9);
-    assert_near(what, got.right, expected.right, 1e-9);
+static void assert_aligned(const cJSON *row, const char *key, Alignment expected) {
+    assert_near(key, element_of(row, key, 0), expected.left, 1e-9);
+    assert_near(key, element_of(row, key, 1), expected.right, 1e-9);
 }
 
 /* ---- runs ------------------------------------------------------------------------------------------------------- */
 
-/* A run of the optimizer's own, contiguous as it keeps them, and whole blocks of it. */
-typedef struct {
-    Tensor run;
-    BlockSplit split;
-} Run;
-
-static Run random_run(Fixture *f, int kind, int64_t layers, BlockSplit split, uint64_t seed) {
-    Tensor like = params_block_run(&f->params, f->params.master, kind, 0, layers, split);
-    return (Run){
-        .run = test_random(&f->be, DTYPE_F32, shape4(like.shape[0], like.shape[1], like.shape[2], like.shape[3]), seed),
-        .split = split};
+/* A run of the optimizer's own, contiguous as it keeps them. */
+static Tensor random_run(Toy *t, int kind, int64_t layers, BlockSplit split, uint64_t seed) {
+    Tensor like = params_block_run(&t->gpt.params, t->gpt.params.master, kind, 0, layers, split);
+    return test_random(&t->be, DTYPE_F32, shape4(like.shape[0], like.shape[1], like.shape[2], like.shape[3]), seed);
 }
 
 /* One layer of a run as (rows, columns): heads are put one below the other, or side by side. */
-static Tensor whole_block(Fixture *f, int kind, Run run, int64_t layer) {
-    const BlockKind *block = &f->params.kinds[kind];
-    const int64_t columns = f->params.params[block->param].columns;
-    Tensor whole = test_zeros(&f->be, DTYPE_F32, shape2(block->rows, columns)), part = tensor_index(run.run, layer);
+static Tensor whole_block(Toy *t, int kind, Tensor run, int64_t layer) {
+    const BlockKind *block = &t->gpt.params.kinds[kind];
+    const int64_t columns = t->gpt.params.params[block->param].columns;
+    Tensor whole = test_zeros(&t->be, DTYPE_F32, shape2(block->rows, columns)), part = tensor_index(run, layer);
     Tensor target = tensor_as_3d(whole, part.shape[0], part.shape[1], part.shape[2]);
     if (block->head_axis == HEADS_IN_COLUMNS) target.stride[0] = part.shape[2], target.stride[1] = columns;
-    op_copy(&f->be, target, part);
+    op_copy(&t->be, target, part);
     return whole;
 }
 
-static Tensor master_run(Fixture *f, int kind, int64_t first, int64_t layers, BlockSplit split) {
-    return params_block_run(&f->params, f->params.master, kind, first, layers, split);
+static Tensor master_run(Toy *t, const Route *route) {
+    return params_block_run(&t->gpt.params, t->gpt.params.master, route->kind, route->first, route->layers,
+                            route->split);
+}
+
+static void tell(Toy *t, UpdateMoment moment, UpdateEvent event) {
+    event.moment = moment;
+    probes_update(&t->set, &event);
 }
 
 /* ---- collision -------------------------------------------------------------------------------------------------- */
 
 enum { FIRST = 1, COUNT = 2 }; /* the layers of a run */
-static const double STEP = 1e-3, DECAY = 2e-4;
+static const double LR = 2e-3, STEP = 1e-3, DECAY = 2e-4;
 
-static void check_collision(Fixture *f, const CollisionRecord *r, int kind, Svd *const *before, Run update,
-                            Run momentum) {
-    const int64_t layer = r->layer - FIRST;
-    const Svd *w = before[layer];
-    Svd *u = decompose(f, kind, whole_block(f, kind, update, layer));
-    Svd *m = decompose(f, kind, whole_block(f, kind, momentum, layer));
-    Svd *after = decompose(f, kind, params_block(&f->params, f->params.master, kind, r->layer));
-    double mean_square = 0;
-    assert_int_equal(r->kind, kind);
-    assert_int_equal(r->count, TOP);
-    for (int i = 0; i < TOP; i++) {
-        const double c = form(w, u->a, i), predicted = -STEP * c - DECAY * w->sigma[i];
-        mean_square += c * c / TOP;
-        assert_near("c", r->c[i], c, 1e-9);
-        assert_near("sigma", r->sigma[i], w->sigma[i], 1e-12);
-        assert_near("predicted", r->predicted[i], predicted, 1e-11);
-        assert_near("realised", r->realised[i], after->sigma[i] - w->sigma[i], 1e-11);
-        assert_near("to first order", r->realised[i], predicted, 3e-4); /* steps of 1e-3 |U|, gaps of .1 */
+/* W <- (1 - DECAY) W - STEP U, of which events tell the rate and the route's scale. */
+static Route route_of(int kind, BlockSplit split) {
+    return (Route){.kind = kind, .first = FIRST, .layers = COUNT, .split = split, .scale = 0.5f};
+}
+
+static void check_collision(Toy *t, const cJSON *row, const Route *route, int64_t i, const Svd *w,
+                            const UpdateEvent *e) {
+    const int kind = route->kind;
+    Svd *u = decompose(t, kind, whole_block(t, kind, e->update, i));
+    Svd *m = decompose(t, kind, whole_block(t, kind, e->momentum, i));
+    Svd *after = decompose(t, kind, params_block(&t->gpt.params, t->gpt.params.master, kind, FIRST + i));
+    assert_block(t, row, kind, FIRST + i);
+    assert_int_equal(cJSON_GetArraySize(cJSON_GetObjectItem(row, "c")), TOP);
+    for (int k = 0; k < TOP; k++) {
+        const double c = form(w, u->a, k), predicted = -STEP * c - DECAY * w->sigma[k];
+        assert_near("c", element_of(row, "c", k), c, 1e-9);
+        assert_near("sigma", element_of(row, "sigma", k), w->sigma[k], 1e-12);
+        assert_near("predicted", element_of(row, "predicted", k), predicted, 1e-11);
+        assert_near("realised", element_of(row, "realised", k), after->sigma[k] - w->sigma[k], 1e-11);
+        /* to first order: steps of 1e-3 |U|, gaps of .1 */
+        assert_near("to first order", element_of(row, "realised", k), predicted, 3e-4);
     }
-    assert_near("relative", r->relative, mean_square / (squares(u) / (double)(u->n * u->m)), 1e-9);
-    assert_aligned("with the update", r->with_update, align(w, u));
-    assert_aligned("with the momentum", r->with_momentum, align(w, m));
-    assert_aligned("over the step", r->with_step, align(w, after));
+    assert_near("relative", number_of(row, "relative"), relative_collision(w, u), 1e-9);
+    assert_aligned(row, "align_update", align(w, u));
+    assert_aligned(row, "align_momentum", align(w, m));
+    assert_aligned(row, "align_step", align(w, after));
     free(u);
     free(m);
     free(after);
 }
 
-static void collide(Fixture *f, CollisionProbe *p, const char *name, BlockSplit split) {
-    const int kind = params_find_kind(&f->params, name);
-    Run update = random_run(f, kind, COUNT, split, 100), momentum = random_run(f, kind, COUNT, split, 200);
-    Tensor weights = master_run(f, kind, FIRST, COUNT, split);
+static void collide(Toy *t, const char *name, BlockSplit split) {
+    const Route route = route_of(kind_of(t, name), split);
+    const UpdateEvent e = {.route = &route,
+                           .lr = LR,
+                           .keep = 1 - DECAY,
+                           .weights = master_run(t, &route),
+                           .momentum = random_run(t, route.kind, COUNT, split, 200),
+                           .update = random_run(t, route.kind, COUNT, split, 100)};
     Svd *before[COUNT];
-    for (int64_t layer = 0; layer < COUNT; layer++)
-        before[layer] = decompose(f, kind, params_block(&f->params, f->params.master, kind, FIRST + layer));
+    for (int64_t i = 0; i < COUNT; i++)
+        before[i] = decompose(t, route.kind, params_block(&t->gpt.params, t->gpt.params.master, route.kind, FIRST + i));
 
-    blocks_begin(f->blocks);
-    collision_begin(p);
-    blocks_keep_weights(f->blocks, kind, FIRST, weights);
-    op_apply_update(&f->be, weights, tensor_none(), update.run,
+    toy_begin(t, 1);
+    tell(t, UPDATE_COMES, e);
+    op_apply_update(&t->be, e.weights, tensor_none(), e.update,
                     (UpdateStep){.keep = (float)(1 - DECAY), .step = (float)STEP});
-    blocks_keep_weights(f->blocks, kind, FIRST, weights); /* known: the old ones stay */
-    collision_measure(p, &(CollisionStep){.kind = kind,
-                                          .first_layer = FIRST,
-                                          .weights = weights,
-                                          .momentum = momentum.run,
-                                          .update = update.run,
-                                          .step = STEP,
-                                          .decay = DECAY});
-    assert_int_equal(p->record_count, COUNT);
-    for (int64_t layer = 0; layer < COUNT; layer++) {
-        assert_int_equal(p->records[layer].layer, FIRST + layer);
-        check_collision(f, &p->records[layer], kind, before, update, momentum);
-        free(before[layer]);
+    tell(t, UPDATE_COMES, e); /* known: the old weights stay */
+    tell(t, UPDATE_APPLIED, e);
+    cJSON *line = toy_end(t);
+    const cJSON *row = rows_of(line, "collision")->child;
+    for (int64_t i = 0; i < COUNT; i++, row = row->next) {
+        check_collision(t, row, &route, i, before[i], &e);
+        free(before[i]);
     }
+    assert_null(row);
+    cJSON_Delete(line);
 }
 
 static void collisions_are_those_of_the_svd(void **state) {
-    Fixture *f = *state;
+    (void)state;
     static const struct {
         const char *name;
         BlockSplit split;
     } cases[] = {
         {"q", SPLIT_WHOLE}, {"q", SPLIT_PER_HEAD}, {"k", SPLIT_WHOLE}, {"o", SPLIT_PER_HEAD}, {"up", SPLIT_WHOLE}};
-    for (int64_t chunk = f->blocks->chunk; chunk >= 1; chunk -= chunk - 1 > 0 ? chunk - 1 : 1) {
-        CollisionProbe p;
-        f->blocks->chunk = chunk; /* all layers at a time, then one */
-        assert_ok(collision_create(&p, f->blocks));
-        for (size_t i = 0; i < sizeof cases / sizeof cases[0]; i++) collide(f, &p, cases[i].name, cases[i].split);
-        assert_true(collision_bytes(&p) > 0);
-        collision_free(&p);
+    static const int64_t chunks[] = {LAYERS, 1}; /* all layers at a time, then one */
+    Toy t;
+    for (int c = 0; c < 2; c++) {
+        open_toy(&t, "probe.collision_every=1");
+        t.set.blocks->chunk = chunks[c];
+        for (size_t i = 0; i < sizeof cases / sizeof cases[0]; i++) collide(&t, cases[i].name, cases[i].split);
+        toy_close(&t);
     }
 }
 
 static void a_collision_without_momentum_or_of_a_nan_is_told(void **state) {
-    Fixture *f = *state;
-    CollisionProbe p;
-    const int kind = params_find_kind(&f->params, "q");
-    Run update = random_run(f, kind, COUNT, SPLIT_WHOLE, 3);
-    CollisionStep step = {.kind = kind,
-                          .weights = master_run(f, kind, 0, COUNT, SPLIT_WHOLE),
-                          .momentum = tensor_none(),
-                          .update = update.run,
-                          .step = STEP};
-    test_set(&f->be, update.run, 5, (double)NAN);
-    assert_ok(collision_create(&p, f->blocks));
-    blocks_begin(f->blocks);
-    blocks_keep_weights(f->blocks, kind, 0, step.weights);
-    collision_measure(&p, &step);
-    assert_true(isnan(p.records[0].c[0]) && isnan(p.records[0].relative) && isnan(p.records[0].with_update.left));
-    assert_true(isfinite(p.records[0].sigma[0]) && p.records[0].realised[0] == 0);
-    assert_true(isnan(p.records[1].with_momentum.left) && isfinite(p.records[1].with_update.right));
-    test_fill(&f->be, update.run, 0); /* no update meets nothing, but not by chance */
-    collision_begin(&p);
-    collision_measure(&p, &step);
-    assert_true(p.records[1].c[0] == 0 && isnan(p.records[1].relative));
-    collision_free(&p);
+    (void)state;
+    Toy t;
+    open_toy(&t, "probe.collision_every=1");
+    const Route route = route_of(kind_of(&t, "q"), SPLIT_WHOLE);
+    const UpdateEvent e = {.route = &route,
+                           .lr = LR,
+                           .keep = 1,
+                           .weights = master_run(&t, &route),
+                           .momentum = tensor_none(),
+                           .update = random_run(&t, route.kind, COUNT, SPLIT_WHOLE, 3)};
+    test_set(&t.be, e.update, 5, (double)NAN);
+    toy_begin(&t, 1);
+    tell(&t, UPDATE_COMES, e);
+    tell(&t, UPDATE_APPLIED, e);
+    cJSON *line = toy_end(&t);
+    const cJSON *bad = rows_of(line, "collision")->child, *good = bad->next;
+    assert_true(isnan(element_of(bad, "c", 0)) && isnan(number_of(bad, "relative")));
+    assert_true(isnan(element_of(bad, "align_update", 0)));
+    assert_true(isfinite(element_of(bad, "sigma", 0)) && element_of(bad, "realised", 0) == 0);
+    assert_true(isnan(element_of(good, "align_momentum", 0)) && isfinite(element_of(good, "align_update", 1)));
+    cJSON_Delete(line);
+
+    test_fill(&t.be, e.update, 0); /* no update meets nothing, but not by chance */
+    toy_begin(&t, 2);
+    tell(&t, UPDATE_COMES, e);
+    tell(&t, UPDATE_APPLIED, e);
+    line = toy_end(&t);
+    good = cJSON_GetArrayItem(rows_of(line, "collision"), 1);
+    assert_true(element_of(good, "c", 0) == 0 && isnan(number_of(good, "relative")));
+    cJSON_Delete(line);
+    toy_close(&t);
+}
+
+static void blocks_that_are_not_watched_leave_no_record(void **state) {
+    (void)state;
+    Toy t;
+    open_toy(&t, "probe.collision_every=1");
+    const Route route = route_of(kind_of(&t, "v"), SPLIT_WHOLE);
+    const UpdateEvent e = {.route = &route,
+                           .keep = 1,
+                           .weights = master_run(&t, &route),
+                           .momentum = tensor_none(),
+                           .update = random_run(&t, route.kind, COUNT, SPLIT_WHOLE, 3)};
+    toy_begin(&t, 1);
+    tell(&t, UPDATE_COMES, e);
+    tell(&t, UPDATE_APPLIED, e);
+    cJSON *line = toy_end(&t);
+    assert_int_equal(cJSON_GetArraySize(rows_of(line, "collision")), 0);
+    cJSON_Delete(line);
+    toy_close(&t);
+}
+
+/* Without the digits that a field loses. */
+static void forms_and_their_mean_square_are_those_of_the_svd(void **state) {
+    (void)state;
+    Toy t;
+    open_toy(&t, "probe.collision_every=1");
+    for (int i = 0; i < WATCHED; i++) {
+        const int kind = kind_of(&t, watched[i]);
+        Tensor U = tensor_index(tensor_index(random_run(&t, kind, 1, SPLIT_WHOLE, 12), 0), 0);
+        Svd *w = decompose(&t, kind, params_block(&t.gpt.params, t.gpt.params.master, kind, 0));
+        Svd *u = decompose(&t, kind, U);
+        double *memory = calloc((size_t)triples_size(w->n, w->m, TOP), sizeof *memory), c[TRIPLES_MAX];
+        double *workspace = calloc((size_t)triples_workspace_size(w->n, w->m, TOP), sizeof *workspace);
+        float matrix[ELEMENTS_MAX], update[ELEMENTS_MAX];
+        for (int64_t j = 0; j < w->n * w->m; j++) matrix[j] = (float)w->a[j], update[j] = (float)u->a[j];
+        Triples triples = triples_place(memory, w->n, w->m, TOP);
+        triples_find(&triples, matrix, workspace);
+        const double relative = collision_with(&triples, update, c), expected = relative_collision(w, u);
+        assert_close("relative", &relative, &expected, 1, (Tolerance){.absolute = 1e-9});
+        for (int k = 0; k < TOP; k++) {
+            const double in_double = form(w, u->a, k);
+            assert_close("c", &c[k], &in_double, 1, (Tolerance){.absolute = 1e-9});
+        }
+        memset(update, 0, sizeof update);
+        assert_true(isnan(collision_with(&triples, update, c)) && c[0] == 0);
+        free(memory);
+        free(workspace);
+        free(w);
+        free(u);
+    }
+    toy_close(&t);
 }
 
 /* ---- momentum --------------------------------------------------------------------------------------------------- */
 
-/* Shares of n micro-batches one after the other into the gradients, which end as their sum G. */
-static void add_micro_batches(Fixture *f, MomentumProbe *p, int n) {
-    Tensor share = test_zeros(&f->be, DTYPE_F32, shape1(f->params.elements));
-    for (int i = 0; i < n; i++) {
-        fill(f, share, 40 + (uint64_t)i);
+/* n micro-batches, whose shares of the gradients follow from a seed. */
+typedef struct {
+    int n;
+    uint64_t seed;
+} MicroBatches;
+
+/* The shares one after the other into the gradients, which end as their sum G. */
+static void add_micro_batches(Toy *t, MicroBatches batches) {
+    Tensor grad = t->gpt.params.grad, share = test_zeros(&t->be, DTYPE_F32, shape1(t->gpt.params.elements));
+    for (int i = 0; i < batches.n; i++) {
+        toy_fill(t, share, batches.seed + (uint64_t)i);
         if (i == 0)
-            op_copy(&f->be, f->params.grad, share);
+            op_copy(&t->be, grad, share);
         else
-            op_apply_update(&f->be, f->params.grad, tensor_none(), share, (UpdateStep){.keep = 1, .step = -1});
-        momentum_add_micro_batch(p);
+            op_apply_update(&t->be, grad, tensor_none(), share, (UpdateStep){.keep = 1, .step = -1});
+        probes_backward(&t->set);
     }
 }
 
 /* sum |g_i - G|² / (n-1) of a block, with g_i = n times the i-th share. */
-static double expected_variance(Fixture *f, int kind, int64_t layer, int n) {
-    Tensor share = test_zeros(&f->be, DTYPE_F32, shape1(f->params.elements));
-    double *G = test_read(&f->be, params_block(&f->params, f->params.grad, kind, layer)), sum = 0;
-    for (int i = 0; i < n; i++) {
-        fill(f, share, 40 + (uint64_t)i);
-        Tensor block = params_block(&f->params, share, kind, layer);
-        double *g = test_read(&f->be, block);
-        for (int64_t j = 0; j < tensor_numel(block); j++) sum += (n * g[j] - G[j]) * (n * g[j] - G[j]);
+static double expected_variance(Toy *t, int kind, int64_t layer, MicroBatches batches) {
+    Tensor share = test_zeros(&t->be, DTYPE_F32, shape1(t->gpt.params.elements));
+    double *G = test_read(&t->be, params_block(&t->gpt.params, t->gpt.params.grad, kind, layer)), sum = 0;
+    for (int i = 0; i < batches.n; i++) {
+        toy_fill(t, share, batches.seed + (uint64_t)i);
+        Tensor block = params_block(&t->gpt.params, share, kind, layer);
+        double *g = test_read(&t->be, block);
+        for (int64_t j = 0; j < tensor_numel(block); j++) sum += pow(batches.n * g[j] - G[j], 2);
     }
-    return sum / (n - 1);
+    return sum / (batches.n - 1);
 }
 
-static void check_momentum(Fixture *f, const MomentumRecord *r, int kind, Run before, Run after, int n,
-                           double grad_scale) {
-    Svd *m = decompose(f, kind, whole_block(f, kind, after, r->layer));
-    Svd *old = decompose(f, kind, whole_block(f, kind, before, r->layer));
-    Svd *g = decompose(f, kind, params_block(&f->params, f->params.grad, kind, r->layer));
+/* Of a layer whose momentum goes from `before` to `after`, whole blocks. */
+static void check_momentum(Toy *t, const cJSON *row, int kind, int64_t layer, Tensor before, Tensor after,
+                           MicroBatches batches, double grad_scale) {
+    Svd *m = decompose(t, kind, after), *old = decompose(t, kind, before);
+    Svd *g = decompose(t, kind, params_block(&t->gpt.params, t->gpt.params.grad, kind, layer));
     double product = 0;
+    assert_block(t, row, kind, layer);
     for (int64_t i = 0; i < m->n * m->m; i++) product += m->a[i] * g->a[i];
-    assert_near("cosine", r->cosine, product / sqrt(squares(m) * squares(g)), 1e-12);
-    assert_near("ratio", r->ratio, sqrt(squares(m) / squares(g)) / grad_scale, 1e-12);
-    assert_aligned("drift", r->drift, align(m, old));
-    assert_aligned("with the gradient", r->with_gradient, align(m, g));
-    if (n == 1) {
-        assert_true(isnan(r->variance) && isnan(r->noise));
+    assert_near("cosine", number_of(row, "cosine"), product / sqrt(squares(m) * squares(g)), 1e-12);
+    assert_near("ratio", number_of(row, "ratio"), sqrt(squares(m) / squares(g)) / grad_scale, 1e-12);
+    assert_aligned(row, "drift", align(m, old));
+    assert_aligned(row, "gradient_alignment", align(m, g));
+    if (batches.n == 1) {
+        assert_true(isnan(number_of(row, "variance")) && isnan(number_of(row, "noise")));
     } else {
-        double variance = expected_variance(f, kind, r->layer, n);
-        assert_near("variance", r->variance, variance * grad_scale * grad_scale, 3e-6 * variance); /* fp32 sums */
-        assert_near("noise", r->noise, variance / squares(g), 3e-6 * variance / squares(g));
+        const double variance = expected_variance(t, kind, layer, batches), noise = variance / squares(g);
+        const double scaled = variance * grad_scale * grad_scale;
+        assert_near("variance", number_of(row, "variance"), scaled, 3e-6 * variance); /* fp32 sums */
+        assert_near("noise", number_of(row, "noise"), noise, 3e-6 * noise);
     }
     free(m);
     free(old);
@@ -312,96 +347,231 @@ static void check_momentum(Fixture *f, const MomentumRecord *r, int kind, Run be
 }
 
 static void momentum_is_compared_with_the_gradient(void **state) {
-    Fixture *f = *state;
-    static const char *const names[] = {"q", "k", "o", "up"};
-    MomentumProbe p;
-    assert_ok(momentum_create(&p, f->blocks));
+    (void)state;
+    static const int64_t chunks[] = {LAYERS, LAYERS, 1};
+    const StepNumbers numbers = toy_numbers(1);
+    Toy t;
+    open_toy(&t, "probe.momentum_every=1");
     for (int n = 1; n <= 3; n++) { /* steps one after the other: nothing may be left of the last one */
-        momentum_begin(&p);
-        add_micro_batches(f, &p, n);
-        for (size_t i = 0; i < sizeof names / sizeof names[0]; i++) {
-            const int kind = params_find_kind(&f->params, names[i]);
-            BlockSplit split = i == 2 ? SPLIT_PER_HEAD : SPLIT_WHOLE;
-            Run before = random_run(f, kind, LAYERS, split, 8), after = random_run(f, kind, LAYERS, split, 9);
-            momentum_keep(&p, kind, 0, before.run);
-            momentum_measure(
-                &p, &(MomentumState){.kind = kind,
-                                     .momentum = after.run,
-                                     .gradient = params_block_run(&f->params, f->params.grad, kind, 0, LAYERS, split),
-                                     .grad_scale = 0.25});
-            assert_int_equal(p.record_count, (int64_t)(i + 1) * LAYERS);
-            for (int64_t layer = 0; layer < LAYERS; layer++)
-                check_momentum(f, &p.records[(int64_t)i * LAYERS + layer], kind, before, after, n, 0.25);
+        const MicroBatches batches = {n, 40};
+        Tensor before[WATCHED], after[WATCHED];
+        t.set.blocks->chunk = chunks[n - 1];
+        probes_begin(&t.set, n, 0);
+        add_micro_batches(&t, batches);
+        probes_gradient(&t.set, NULL, &numbers);
+        for (int i = 0; i < WATCHED; i++) {
+            const int kind = kind_of(&t, watched[i]);
+            const BlockSplit split = i == 2 ? SPLIT_PER_HEAD : SPLIT_WHOLE;
+            const Route route = {.kind = kind, .layers = LAYERS, .split = split, .scale = 1};
+            UpdateEvent e = {
+                .route = &route,
+                .keep = 1,
+                .grad_scale = 0.25f,
+                .weights = master_run(&t, &route),
+                .gradient = params_block_run(&t.gpt.params, t.gpt.params.grad, kind, 0, LAYERS, split),
+                .momentum = before[i] = random_run(&t, kind, LAYERS, split, 8),
+            };
+            tell(&t, UPDATE_COMES, e);
+            e.momentum = after[i] = random_run(&t, kind, LAYERS, split, 9);
+            e.update = random_run(&t, kind, LAYERS, split, 10);
+            tell(&t, UPDATE_APPLIED, e);
         }
+        cJSON *line = toy_end(&t);
+        const cJSON *row = rows_of(line, "momentum")->child;
+        for (int i = 0; i < WATCHED; i++)
+            for (int64_t layer = 0; layer < LAYERS; layer++, row = row->next) {
+                const int kind = kind_of(&t, watched[i]);
+                check_momentum(&t, row, kind, layer, whole_block(&t, kind, before[i], layer),
+                               whole_block(&t, kind, after[i], layer), batches, 0.25);
+            }
+        assert_null(row);
+        cJSON_Delete(line);
     }
-    momentum_free(&p);
+    toy_close(&t);
 }
 
 static void equal_micro_batches_have_no_variance_and_an_empty_momentum_no_direction(void **state) {
-    Fixture *f = *state;
-    MomentumProbe p;
-    const int kind = params_find_kind(&f->params, "q");
-    Tensor gradient = params_block_run(&f->params, f->params.grad, kind, 0, 1, SPLIT_WHOLE);
-    Run momentum = random_run(f, kind, 1, SPLIT_WHOLE, 8), zero = momentum;
-    zero.run = test_zeros(&f->be, DTYPE_F32, shape4(1, 1, HEADS * HEAD_SIZE, WIDTH));
-    assert_ok(momentum_create(&p, f->blocks));
-    momentum_begin(&p);
-    fill(f, f->params.grad, 1);
-    momentum_add_micro_batch(&p);
-    op_scale(&f->be, f->params.grad, 2);
-    momentum_add_micro_batch(&p);
-    momentum_keep(&p, kind, 0, zero.run);
-    momentum_measure(&p,
-                     &(MomentumState){.kind = kind, .momentum = momentum.run, .gradient = gradient, .grad_scale = 1});
-    assert_true(p.records[0].variance >= 0 && p.records[0].noise < 1e-6);
-    assert_true(isnan(p.records[0].drift.left) && isnan(p.records[0].drift.right));
-    momentum_begin(&p);
-    momentum_measure(&p, &(MomentumState){.kind = kind, .momentum = tensor_none(), .gradient = gradient});
-    assert_int_equal(p.record_count, 0);
-    momentum_free(&p);
+    (void)state;
+    const StepNumbers numbers = toy_numbers(1);
+    Toy t;
+    open_toy(&t, "probe.momentum_every=1");
+    const Route route = {.kind = kind_of(&t, "q"), .layers = 1, .scale = 1};
+    UpdateEvent e = {.route = &route,
+                     .keep = 1,
+                     .grad_scale = 1,
+                     .weights = master_run(&t, &route),
+                     .gradient = params_block_run(&t.gpt.params, t.gpt.params.grad, route.kind, 0, 1, SPLIT_WHOLE),
+                     .momentum = test_zeros(&t.be, DTYPE_F32, shape4(1, 1, HEADS * HEAD_SIZE, WIDTH))};
+    probes_begin(&t.set, 1, 0);
+    toy_fill(&t, t.gpt.params.grad, 1);
+    probes_backward(&t.set);
+    op_scale(&t.be, t.gpt.params.grad, 2);
+    probes_backward(&t.set);
+    probes_gradient(&t.set, NULL, &numbers);
+    tell(&t, UPDATE_COMES, e);
+    e.momentum = random_run(&t, route.kind, 1, SPLIT_WHOLE, 8);
+    tell(&t, UPDATE_APPLIED, e);
+    cJSON *line = toy_end(&t);
+    const cJSON *row = rows_of(line, "momentum")->child;
+    assert_true(number_of(row, "variance") >= 0 && number_of(row, "noise") < 1e-6);
+    assert_true(isnan(element_of(row, "drift", 0)) && isnan(element_of(row, "drift", 1)));
+    cJSON_Delete(line);
+
+    e.momentum = tensor_none();
+    toy_begin(&t, 2);
+    tell(&t, UPDATE_COMES, e);
+    tell(&t, UPDATE_APPLIED, e);
+    line = toy_end(&t);
+    assert_int_equal(cJSON_GetArraySize(rows_of(line, "momentum")), 0);
+    cJSON_Delete(line);
+    toy_close(&t);
+}
+
+/* ---- the optimizer's own events --------------------------------------------------------------------------------- */
+
+/* A copy of one layer's momentum as the optimizer has it now. */
+static Tensor momentum_now(Toy *t, const char *name) {
+    char found[96];
+    for (int64_t i = 0; i < optimizer_state_count(&t->optimizer); i++) {
+        Tensor state = optimizer_state_tensor(&t->optimizer, i, found, sizeof found);
+        if (strcmp(found, name) != 0) continue;
+        Tensor copy = test_zeros(&t->be, DTYPE_F32, shape2(state.shape[0], state.shape[1]));
+        op_copy(&t->be, copy, state);
+        return copy;
+    }
+    fail_msg("there is no state %s", name);
+    return tensor_none();
+}
+
+/* Every second step is measured; the first has no momentum before it. */
+static void an_optimizers_steps_are_measured(void **state) {
+    (void)state;
+    Toy t;
+    toy_open(&t, "cpu",
+             (char *[]){"probe.blocks=[\"q\"]", "probe.collision_top=3", "optimizer.lr=0.01", "probe.collision_every=2",
+                        "probe.momentum_every=2", NULL});
+    const int kind = kind_of(&t, "q");
+    for (int64_t step = 2; step <= 5; step++) { /* 2 and 4 are due */
+        const StepNumbers numbers = toy_numbers(step);
+        const MicroBatches batches = {2, 50 * (uint64_t)step};
+        Tensor before[LAYERS];
+        Svd *w[LAYERS];
+        char name[LAYERS][32];
+        for (int64_t layer = 0; layer < LAYERS; layer++) {
+            snprintf(name[layer], sizeof name[layer], "layers.%d.q.momentum", (int)layer);
+            before[layer] = momentum_now(&t, name[layer]);
+            w[layer] = decompose(&t, kind, params_block(&t.gpt.params, t.gpt.params.master, kind, layer));
+        }
+        probes_begin(&t.set, step, 0);
+        add_micro_batches(&t, batches);
+        probes_gradient(&t.set, NULL, &numbers);
+        assert_true((probes_observer(&t.set) != NULL) == (step % 2 == 0));
+        optimizer_step(&t.optimizer, &numbers, probes_observer(&t.set), &t.set);
+        cJSON *line = toy_end(&t);
+        assert_int_equal(cJSON_GetObjectItem(line, "momentum") != NULL, step % 2 == 0);
+        for (int64_t layer = 0; layer < LAYERS; layer++) {
+            Svd *after = decompose(&t, kind, params_block(&t.gpt.params, t.gpt.params.master, kind, layer));
+            if (step == 4) {
+                const cJSON *collision = cJSON_GetArrayItem(rows_of(line, "collision"), (int)layer);
+                assert_block(&t, collision, kind, layer);
+                for (int i = 0; i < TOP; i++) {
+                    const double change = after->sigma[i] - w[layer]->sigma[i];
+                    assert_near("sigma", element_of(collision, "sigma", i), w[layer]->sigma[i], 1e-12);
+                    assert_near("realised", element_of(collision, "realised", i), change, 1e-11);
+                }
+                assert_aligned(collision, "align_step", align(w[layer], after));
+                check_momentum(&t, cJSON_GetArrayItem(rows_of(line, "momentum"), (int)layer), kind, layer,
+                               before[layer], momentum_now(&t, name[layer]), batches, (double)numbers.grad_scale);
+            }
+            free(after);
+            free(w[layer]);
+        }
+        cJSON_Delete(line);
+    }
+    toy_close(&t);
 }
 
 /* ---- shadow ----------------------------------------------------------------------------------------------------- */
 
-static void shadow_updates_are_measured(void **state) {
-    Fixture *f = *state;
-    ShadowProbe p;
-    const int kind = params_find_kind(&f->params, "up");
-    Tensor weights = master_run(f, kind, FIRST, COUNT, SPLIT_WHOLE);
-    assert_ok(shadow_create(&p, f->blocks, 2));
-    blocks_begin(f->blocks);
-    shadow_begin(&p);
-    blocks_keep_weights(f->blocks, kind, FIRST, weights);
-    for (int tag = 0; tag < 2; tag++) {
-        Run update = random_run(f, kind, COUNT, SPLIT_WHOLE, 60 + (uint64_t)tag);
-        shadow_measure(
-            &p,
-            &(ShadowUpdate){
-                .kind = kind, .tag = tag, .first_layer = FIRST, .update = update.run, .step = STEP, .decay = DECAY});
-        for (int64_t layer = 0; layer < COUNT; layer++) {
-            const ShadowRecord *r = &p.records[tag * COUNT + layer];
-            Svd *u = decompose(f, kind, whole_block(f, kind, update, layer));
-            Svd *w = decompose(f, kind, tensor_index(tensor_index(weights, layer), 0));
-            double sum = 0, entropy = 0, mean_square = 0, elements = (double)(u->n * u->m);
-            for (int64_t i = 0; i < u->r; i++) sum += u->sigma[i];
-            for (int64_t i = 0; i < u->r; i++) entropy -= u->sigma[i] / sum * log(u->sigma[i] / sum);
-            for (int i = 0; i < TOP; i++) mean_square += form(w, u->a, i) * form(w, u->a, i) / TOP;
-            assert_true(r->kind == kind && r->tag == tag && r->layer == FIRST + layer);
-            assert_near("effective rank", r->effective_rank, exp(entropy), 1e-6);
-            assert_near("rms", r->rms, STEP * sqrt(squares(u) / elements), 1e-12);
-            assert_near("collision", r->collision, mean_square / (squares(u) / elements), 1e-9);
-            assert_near("change", r->sigma_change, -STEP * form(w, u->a, 0) - DECAY * w->sigma[0], 1e-11);
-            free(u);
-            free(w);
-        }
+/* A shadow's updates of one step, as an optimizer of the test's own makes them. */
+typedef struct {
+    Toy *t;
+    const cJSON *row; /* the next record */
+    OptimizerKind optimizer;
+} Shadowed;
+
+static void check_shadow(void *context, const UpdateEvent *e) {
+    Shadowed *s = context;
+    Toy *t = s->t;
+    const int kind = e->route->kind;
+    const double step = e->lr * (double)e->route->scale, decay = 1 - e->keep;
+    for (int64_t i = 0; i < e->route->layers; i++, s->row = s->row->next) {
+        const cJSON *row = s->row;
+        Svd *u = decompose(t, kind, whole_block(t, kind, e->update, i));
+        Svd *w = decompose(t, kind, params_block(&t->gpt.params, t->gpt.params.master, kind, e->route->first + i));
+        double sum = 0, entropy = 0;
+        for (int64_t j = 0; j < u->r; j++) sum += u->sigma[j];
+        for (int64_t j = 0; j < u->r; j++) entropy -= u->sigma[j] / sum * log(u->sigma[j] / sum);
+        assert_block(t, row, kind, e->route->first + i);
+        assert_string_equal(cJSON_GetStringValue(cJSON_GetObjectItem(row, "optimizer")), optimizer_name(s->optimizer));
+        assert_near("effective rank", number_of(row, "effective_rank"), exp(entropy), 1e-6);
+        assert_near("rms", number_of(row, "rms"), step * sqrt(squares(u) / (double)(u->n * u->m)), 1e-12);
+        assert_near("collision", number_of(row, "collision"), relative_collision(w, u), 1e-9);
+        assert_near("change", number_of(row, "sigma_change"), -step * form(w, u->a, 0) - decay * w->sigma[0], 1e-11);
+        free(u);
+        free(w);
     }
-    assert_int_equal(p.record_count, 2 * COUNT);
-    shadow_free(&p);
+}
+
+static void plan_shadow(Toy *t, Optimizer *shadow, const Optimizer *real, OptimizerKind kind, const char *const *names,
+                        int count) {
+    bool kinds[BLOCK_KIND_MAX] = {false};
+    for (int i = 0; i < count; i++) kinds[kind_of(t, names[i])] = true;
+    assert_ok(optimizer_plan_shadow(shadow, real, kind, kinds));
+    assert_ok(optimizer_allocate(shadow));
+}
+
+/* In every second step; the states move on in each that is not refused. */
+static void shadow_updates_are_measured(void **state) {
+    (void)state;
+    static const OptimizerKind kinds[] = {OPTIMIZER_ADAMW, OPTIMIZER_MUON}; /* in this order */
+    static const int64_t chunks[] = {LAYERS, LAYERS, 1, 1};
+    Optimizer expected[2];
+    Toy t;
+    open_toy(&t, "probe.shadow_every=2");
+    for (int i = 0; i < 2; i++) plan_shadow(&t, &expected[i], &t.optimizer, kinds[i], watched, WATCHED);
+    for (int64_t step = 1; step <= 4; step++) {
+        StepNumbers numbers = toy_numbers(step);
+        t.set.blocks->chunk = chunks[step - 1];
+        toy_fill(&t, t.gpt.params.grad, 300 + (uint64_t)step);
+        toy_fill(&t, t.gpt.params.master, 400 + (uint64_t)step);
+        probes_begin(&t.set, step, 0); /* refused, and taken again */
+        probes_gradient(&t.set, NULL, NULL);
+        probes_end(&t.set);
+
+        double *before = test_read(&t.be, t.gpt.params.master);
+        toy_begin(&t, step);
+        double *after = test_read(&t.be, t.gpt.params.master);
+        assert_memory_equal(before, after, (size_t)t.gpt.params.elements * sizeof *before);
+        cJSON *line = toy_end(&t);
+        const bool due = step == 1 || step % 2 == 0;
+        assert_int_equal(cJSON_GetObjectItem(line, "shadow") != NULL, due);
+        Shadowed s = {.t = &t, .row = due ? rows_of(line, "shadow")->child : NULL};
+        for (int i = 0; i < 2; i++) {
+            s.optimizer = kinds[i];
+            optimizer_step(&expected[i], &numbers, due ? check_shadow : NULL, &s);
+        }
+        assert_null(s.row);
+        if (due) assert_int_equal(cJSON_GetArraySize(rows_of(line, "shadow")), 2 * WATCHED * LAYERS);
+        cJSON_Delete(line);
+    }
+    for (int i = 0; i < 2; i++) optimizer_free(&expected[i]);
+    toy_close(&t);
 }
 
 /* The updates of q and o that an observer is told of, whole blocks of all layers. */
 typedef struct {
-    Fixture *f;
+    Toy *t;
     double values[2][LAYERS * WIDTH * WIDTH];
     double lr[2], keep[2], scale[2];
     int events;
@@ -409,12 +579,11 @@ typedef struct {
 
 static void note(void *context, const UpdateEvent *e) {
     Seen *seen = context;
-    const char *name = seen->f->params.kinds[e->route->kind].name;
+    const char *name = seen->t->gpt.params.kinds[e->route->kind].name;
     const int index = strcmp(name, "q") == 0 ? 0 : strcmp(name, "o") == 0 ? 1 : -1;
     if (index < 0 || e->moment != UPDATE_APPLIED) return;
     for (int64_t layer = 0; layer < e->route->layers; layer++) {
-        Run run = {.run = e->update, .split = e->route->split};
-        double *whole = test_read(&seen->f->be, whole_block(seen->f, e->route->kind, run, layer));
+        double *whole = test_read(&seen->t->be, whole_block(seen->t, e->route->kind, e->update, layer));
         memcpy(seen->values[index] + (e->route->first + layer) * WIDTH * WIDTH, whole, WIDTH * WIDTH * sizeof *whole);
     }
     seen->lr[index] = e->lr;
@@ -423,30 +592,28 @@ static void note(void *context, const UpdateEvent *e) {
     seen->events++;
 }
 
-static void compare_with_real(Fixture *f, OptimizerKind kind) {
+static void compare_with_real(Toy *t, OptimizerKind kind) {
+    static const char *const names[] = {"q", "o"};
     Optimizer real, shadow;
     Seen *expected = calloc(1, sizeof *expected), *got = calloc(1, sizeof *got);
-    bool kinds[BLOCK_KIND_MAX] = {false};
     char name[96];
-    expected->f = got->f = f;
-    kinds[params_find_kind(&f->params, "q")] = kinds[params_find_kind(&f->params, "o")] = true;
-    f->config.optimizer.matrices = kind;
-    assert_ok(optimizer_plan(&real, &f->params, &f->config.optimizer, &f->be));
-    assert_ok(optimizer_plan_shadow(&shadow, &real, kind, kinds));
+    expected->t = got->t = t;
+    t->config.optimizer.matrices = kind;
+    assert_ok(optimizer_plan(&real, &t->gpt.params, &t->config.optimizer, &t->be));
     assert_ok(optimizer_allocate(&real));
-    assert_ok(optimizer_allocate(&shadow));
+    plan_shadow(t, &shadow, &real, kind, names, 2);
     assert_int_equal(shadow.route_count, 2);
     optimizer_state_tensor(&shadow, 0, name, sizeof name);
     assert_string_equal(name, kind == OPTIMIZER_ADAMW ? "shadow.layers.0.q.m" : "shadow.layers.0.q.momentum");
 
     for (int64_t step = 1; step <= 4; step++) {
-        const StepNumbers numbers = {.update = step, .step = step, .steps = 10, .lr = 0.01, .grad_scale = 0.5f};
+        const StepNumbers numbers = toy_numbers(step);
         UpdateObserver *observer = step % 2 == 0 ? note : NULL; /* in other steps it only keeps its state */
-        fill(f, f->params.grad, 300 + (uint64_t)step);
-        double *before = test_read(&f->be, f->params.master);
+        toy_fill(t, t->gpt.params.grad, 300 + (uint64_t)step);
+        double *before = test_read(&t->be, t->gpt.params.master);
         optimizer_step(&shadow, &numbers, observer, got);
-        double *after = test_read(&f->be, f->params.master);
-        assert_memory_equal(before, after, (size_t)f->params.elements * sizeof *before);
+        double *after = test_read(&t->be, t->gpt.params.master);
+        assert_memory_equal(before, after, (size_t)t->gpt.params.elements * sizeof *before);
         optimizer_step(&real, &numbers, observer, expected);
         if (!observer) continue;
         for (int i = 0; i < 2; i++) {
@@ -466,21 +633,26 @@ static void compare_with_real(Fixture *f, OptimizerKind kind) {
 }
 
 static void a_shadow_makes_the_updates_of_the_real_one_and_changes_no_weight(void **state) {
-    compare_with_real(*state, OPTIMIZER_MUON);
-    compare_with_real(*state, OPTIMIZER_ADAMW);
-    compare_with_real(*state, OPTIMIZER_NORMUON);
+    (void)state;
+    Toy t;
+    open_toy(&t, "probe.collision_every=1");
+    compare_with_real(&t, OPTIMIZER_MUON);
+    compare_with_real(&t, OPTIMIZER_ADAMW);
+    compare_with_real(&t, OPTIMIZER_NORMUON);
+    toy_close(&t);
 }
-
-#define CASE(test) cmocka_unit_test_setup_teardown(test, set_up, tear_down)
 
 int main(void) {
     const struct CMUnitTest tests[] = {
-        CASE(collisions_are_those_of_the_svd),
-        CASE(a_collision_without_momentum_or_of_a_nan_is_told),
-        CASE(momentum_is_compared_with_the_gradient),
-        CASE(equal_micro_batches_have_no_variance_and_an_empty_momentum_no_direction),
-        CASE(shadow_updates_are_measured),
-        CASE(a_shadow_makes_the_updates_of_the_real_one_and_changes_no_weight),
+        cmocka_unit_test(collisions_are_those_of_the_svd),
+        cmocka_unit_test(a_collision_without_momentum_or_of_a_nan_is_told),
+        cmocka_unit_test(blocks_that_are_not_watched_leave_no_record),
+        cmocka_unit_test(forms_and_their_mean_square_are_those_of_the_svd),
+        cmocka_unit_test(momentum_is_compared_with_the_gradient),
+        cmocka_unit_test(equal_micro_batches_have_no_variance_and_an_empty_momentum_no_direction),
+        cmocka_unit_test(an_optimizers_steps_are_measured),
+        cmocka_unit_test(shadow_updates_are_measured),
+        cmocka_unit_test(a_shadow_makes_the_updates_of_the_real_one_and_changes_no_weight),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }
