@@ -1,15 +1,8 @@
 /* Private to probe/: matrices in host memory, their Gram matrices, and a BLAS that several threads call at once. */
 #pragma once
 
+#include "base/integer.h"
 #include "model/params.h"
-
-static inline int64_t smaller(int64_t a, int64_t b) {
-    return a < b ? a : b;
-}
-
-static inline int64_t larger(int64_t a, int64_t b) {
-    return a > b ? a : b;
-}
 
 /* The whole matrix of every layer of a run, row-major at `host`, one behind the other, whatever the run's split,
  * strides and dtype. host: backend_alloc_host; it holds them after backend_sync, or later as backend_to_host_later
