@@ -114,7 +114,7 @@ static void keep_before(Trainer *t, const UpdateEvent *e) {
     BlockMeasurements *m = of(t);
     const Route *route = e->route;
     if (is_due(t, MEASURE_COLLISION)) blocks_keep_weights(m->blocks, route->kind, route->first, e->weights);
-    if (is_due(t, MEASURE_MOMENTUM)) momentum_keep(&m->momentum, route->kind, route->first, route->momentum);
+    if (is_due(t, MEASURE_MOMENTUM)) momentum_keep(&m->momentum, route->kind, route->first, e->momentum);
 }
 
 static void measure_after(Trainer *t, const UpdateEvent *e) {

@@ -58,18 +58,15 @@ static const SpectrumRecord *find_record(const SpectrumRecord *records, int64_t 
     return NULL;
 }
 
-static OptimizerKind optimizer_of(const Trainer *t, const SpectrumRecord *r) {
+static const Route *route_of(const Trainer *t, const SpectrumRecord *r) {
     const Optimizer *opt = &t->optimizer;
     for (const Route *route = opt->routes; route < opt->routes + opt->route_count; route++)
-        if (route->kind == r->kind && r->layer >= route->first && r->layer < route->first + route->layers)
-            return route->optimizer;
+        if (route->kind == r->kind && r->layer >= route->first && r->layer < route->first + route->layers) return route;
     CHECK(false, "no route for kind %d, layer %lld", r->kind, (long long)r->layer);
 }
 
-/* U is msign(.) itself. NorMuon and AdaMuon scale its rows or elements; a Schatten norm leaves larger values larger. */
 static bool is_orthogonal(const Trainer *t, const SpectrumRecord *update) {
-    return optimizer_of(t, update) == OPTIMIZER_MUON &&
-           t->config.optimizer.muon.orthogonalize != ORTHOGONALIZE_SCHATTEN;
+    return optimizer_is_orthogonal(&t->optimizer, route_of(t, update)->optimizer);
 }
 
 static void report_orthogonality(const Trainer *t, cJSON *line, const SpectrumRecord *records, int64_t count) {
@@ -88,26 +85,9 @@ static void report_orthogonality(const Trainer *t, cJSON *line, const SpectrumRe
     }
 }
 
-/* The largest |W|_2 that decay allows in the long run: W <- keep W - step U shrinks what is larger than
- * step |U|_2 / (1 - keep). An update of full rank has |U|_2 as measured; elements of size 1 have it up to sqrt(n m).
- * NaN: no such bound. Cautious decay leaves out elements, so that no norm need shrink. */
 static double decay_bound(const Trainer *t, const SpectrumRecord *update) {
-    const BlockKind *block = &t->gpt.params.kinds[update->kind];
-    const double elements = (double)block->rows * (double)t->gpt.params.params[block->param].columns;
-    if (!(update->decay > 0) || t->config.optimizer.cautious_decay) return (double)NAN;
-    switch (optimizer_of(t, update)) {
-    case OPTIMIZER_MUON:
-    case OPTIMIZER_NORMUON:
-    case OPTIMIZER_ADAMUON:
-        return update->step * update->spectrum.sigma_max / update->decay;
-    case OPTIMIZER_ADAMW:
-    case OPTIMIZER_LION:
-        return update->step * sqrt(elements) / update->decay;
-    case OPTIMIZER_SGD:
-    case OPTIMIZER_COUNT:
-        break;
-    }
-    return (double)NAN;
+    return optimizer_decay_bound(&t->optimizer, route_of(t, update), update->step, update->spectrum.sigma_max,
+                                 update->decay);
 }
 
 static void report_blocks(const Trainer *t, cJSON *line, const SpectrumRecord *records, int64_t count) {
