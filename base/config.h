@@ -15,21 +15,35 @@
 
 enum { NAME_SIZE = 64, COEFFICIENTS_MAX = 16, LIST_MAX = 16 };
 
+/* Every optimizer: its enum and its name, which is that of its row, optimizer_NAME (optim/optimizer_row.h), too. */
+#define OPTIMIZER_LIST(X)                                                                                              \
+    X(MUON, muon)                                                                                                      \
+    X(ADAMW, adamw)                                                                                                    \
+    X(NORMUON, normuon)                                                                                                \
+    X(ADAMUON, adamuon)                                                                                                \
+    X(SGD, sgd)                                                                                                        \
+    X(LION, lion)
+#define OPTIMIZER_ENUM(ID, name) OPTIMIZER_##ID,
+typedef enum { OPTIMIZER_LIST(OPTIMIZER_ENUM) OPTIMIZER_COUNT } OptimizerKind;
+
+/* Every named set of Newton-Schulz coefficients; its numbers are in optim/coefficients.c. */
+#define COEFFICIENT_LIST(X)                                                                                            \
+    X(MUON, "muon")                                                                                                    \
+    X(SU, "su")                                                                                                        \
+    X(TAYLOR, "taylor")                                                                                                \
+    X(CUBIC, "cubic")                                                                                                  \
+    X(YOU_5, "you-5")                                                                                                  \
+    X(SU_5, "su-5")                                                                                                    \
+    X(POLAR_EXPRESS, "polar-express")                                                                                  \
+    X(CANS, "cans")                                                                                                    \
+    X(DEEPSEEK_V4, "deepseek-v4")
+
 typedef enum { PRESET_GPT2, PRESET_LLAMA } Preset;
 typedef enum { ATTENTION_MHA, ATTENTION_MLA } AttentionKind; /* mha: kv_heads < heads makes it grouped-query */
 typedef enum { NORM_LAYERNORM, NORM_RMSNORM } NormKind;
 typedef enum { POSITION_LEARNED, POSITION_ROPE } PositionKind;
 typedef enum { MLP_GELU, MLP_SWIGLU } MlpKind;
 typedef enum { ON_NONFINITE_SKIP, ON_NONFINITE_STOP } OnNonfinite;
-typedef enum {
-    OPTIMIZER_MUON,
-    OPTIMIZER_ADAMW,
-    OPTIMIZER_NORMUON,
-    OPTIMIZER_ADAMUON,
-    OPTIMIZER_SGD,
-    OPTIMIZER_LION,
-    OPTIMIZER_COUNT
-} OptimizerKind;
 typedef enum { SCHEDULE_CONSTANT, SCHEDULE_LINEAR, SCHEDULE_COSINE, SCHEDULE_WSD } ScheduleKind;
 typedef enum { MUON_MOMENTUM_SUM, MUON_MOMENTUM_EMA } MuonMomentumForm;
 typedef enum { ORTHOGONALIZE_NEWTON_SCHULZ, ORTHOGONALIZE_SVD, ORTHOGONALIZE_SCHATTEN } OrthogonalizeKind;
@@ -104,7 +118,7 @@ typedef struct {
     double triples[COEFFICIENTS_MAX][3];
 } CoefficientsConfig;
 
-/* The momentum is NorMuon's, AdaMuon's and SGD's too. */
+/* The momentum is that of NorMuon, AdaMuon and SGD, too. */
 typedef struct {
     double momentum;
     double momentum_start;                      /* where the warmup begins and the cooldown ends */

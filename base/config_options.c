@@ -20,6 +20,9 @@
 
 typedef const char *const Choices[];
 
+#define OPTIMIZER_NAME(ID, name)    #name,
+#define COEFFICIENTS_NAME(ID, name) name,
+
 static Choices devices = {"auto", "ref", "cpu", "cuda", NULL};
 static Choices precisions = {"auto", "fp32", "bf16", NULL};
 static Choices presets = {"gpt2", "llama", NULL};
@@ -28,12 +31,11 @@ static Choices norms = {"layernorm", "rmsnorm", NULL};
 static Choices positions = {"learned", "rope", NULL};
 static Choices mlps = {"gelu", "swiglu", NULL};
 static Choices on_nonfinites = {"skip", "stop", NULL};
-static Choices optimizers = {"muon", "adamw", "normuon", "adamuon", "sgd", "lion", NULL};
+static Choices optimizers = {OPTIMIZER_LIST(OPTIMIZER_NAME) NULL};
 static Choices schedules = {"constant", "linear", "cosine", "wsd", NULL};
 static Choices momentum_forms = {"sum", "ema", NULL};
 static Choices orthogonalizers = {"newton-schulz", "svd", "schatten", NULL};
-static Choices coefficient_sets = {"muon",          "su",   "taylor",      "cubic", "you-5", "su-5",
-                                   "polar-express", "cans", "deepseek-v4", NULL};
+static Choices coefficient_sets = {COEFFICIENT_LIST(COEFFICIENTS_NAME) NULL};
 static Choices newton_schulz_forms = {"auto", "plain", "symmetric", "gram", NULL};
 static Choices update_scales = {"rms", "original", "spectral", "none", NULL};
 static Choices head_blocks = {"q", "q_rope", "k", "v", "o", NULL};

@@ -110,7 +110,7 @@ Status gpt_allocate(Gpt *gpt);             /* after gpt_plan */
 void gpt_free(Gpt *gpt);                   /* also after either failed */
 
 /* Weights from the seed: normal with init_std, residual projections ("out", "down") scaled by 1/sqrt(2L) (Radford et
- * al. 2019, section 2.3), norms 1, biases 0. The same values on every backend. muP (optim/routing.c): with a base
+ * al. 2019, section 2.3), norms 1, biases 0. The same values on every backend. muP (optim/scale.c): with a base
  * width, and r = base width / C, hidden matrices have sqrt(r) of that, and the final norm is r. 0: without. */
 Status gpt_init_weights(Gpt *gpt, int64_t seed, int64_t mup_base_width);
 

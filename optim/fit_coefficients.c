@@ -6,8 +6,9 @@
 #include <stdlib.h>
 #include <string.h>
 
+#include "base/integer.h"
 #include "base/rng.h"
-#include "optim/orthogonalize.h"
+#include "optim/coefficients.h"
 
 /* ---- samples ---------------------------------------------------------------------------------------------------- */
 
@@ -24,18 +25,15 @@ Status fit_parse_shapes(FitRequest *request, const char *text) {
         long long rows = strtoll(at, &end, 10), columns = *end == 'x' ? strtoll(end + 1, &end, 10) : 0;
         bool good = rows > 0 && columns > 0 && rows <= SIDE_MAX && columns <= SIDE_MAX && (*end == ',' || !*end);
         if (!good || request->shape_count == FIT_SHAPES_MAX)
-            return status_error(STATUS_BAD_INPUT,
-                                "--shapes %s: wanted up to %d shapes such as 512x512,512x2048, sides from 1 to %d",
-                                text, FIT_SHAPES_MAX, SIDE_MAX);
+            return status_error(
+                STATUS_BAD_INPUT,
+                "--shapes %s: expected at most %d shapes such as 512x512,512x2048, with sides from 1 to %d", text,
+                FIT_SHAPES_MAX, SIDE_MAX);
         request->shapes[request->shape_count][0] = rows;
         request->shapes[request->shape_count++][1] = columns;
         at = end;
         if (!*at) return status_ok();
     }
-}
-
-static int64_t smaller(int64_t a, int64_t b) {
-    return a < b ? a : b;
 }
 
 /* The singular values of a random normal matrix over its Frobenius norm. */

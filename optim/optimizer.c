@@ -1,49 +1,27 @@
-/* The optimizers' steps over the routes, their state, and its names; see optimizer.h.
+/* The plan, the memory and the step of all optimizers over the routes; see optimizer.h. What U is, rows know.
  *
- * Memory: `state` holds momentum and second moment of route after route. `scratch` serves one pass at a time; each lays
- * its buffers out from the start, in a copy of the arena:
+ * Memory: `state` holds the tensors of route after route. `scratch` serves one pass at a time; each lays its buffers
+ * out from the start, in a copy of the arena:
  *
  *      state     | route 0: M | route 1: M | v | route 2: m | v | ...
- *      scratch   | a pass that orthogonalizes: X, next X, A, B |   or   | an update |
+ *      scratch   | a pass that orthogonalizes: X, next X, A, B |   or   | what the row lists: an update |
  *
  * A pass takes as many layers of a route as the backend's pieces allow, and at least one: batches big enough to keep it
- * busy with small matrices, scratch that does not grow with the number of layers for large ones.
+ * busy with small matrices, scratch that does not grow with the number of layers for large ones. A row that updates the
+ * weights itself takes the whole route, and no scratch, unless its update is observed.
  */
 #include "optim/optimizer.h"
 
-#include <math.h>
 #include <stdlib.h>
 
+#include "base/integer.h"
 #include "ops/ops.h"
+#include "optim/optimizer_row.h"
 #include "optim/routing.h"
 #include "optim/schedule.h"
 
-/* clang-format off: one row per optimizer */
-const OptimizerRule optimizer_rules[OPTIMIZER_COUNT] = {
-    [OPTIMIZER_MUON] = {.name = "muon", .first = "momentum", .orthogonalize = true},
-    [OPTIMIZER_NORMUON] = {.name = "normuon",
-                           .first = "momentum",
-                           .orthogonalize = true,
-                           .second = "second",
-                           .second_moment = SECOND_OF_ROWS},
-    [OPTIMIZER_ADAMUON] = {.name = "adamuon",
-                           .first = "momentum",
-                           .orthogonalize = true,
-                           .sign = true,
-                           .second = "second",
-                           .second_moment = SECOND_OF_ELEMENTS},
-    [OPTIMIZER_SGD] = {.name = "sgd", .first = "momentum"},
-    [OPTIMIZER_LION] = {.name = "lion", .first = "momentum", .sign = true},
-    [OPTIMIZER_ADAMW] = {.name = "adamw", .first = "m", .second = "v", .second_moment = SECOND_OF_ELEMENTS},
-};
-/* clang-format on */
-
-const char *optimizer_name(OptimizerKind kind) {
-    return optimizer_rules[kind].name;
-}
-
-static const OptimizerRule *rule_of(const Route *route) {
-    return &optimizer_rules[route->optimizer];
+static const OptimizerRow *row_of(const Route *route) {
+    return optimizer_row(route->optimizer);
 }
 
 /* ---- passes over a route ---------------------------------------------------------------------------------------- */
@@ -53,28 +31,34 @@ static Route narrow(const Route *route, int64_t first, int64_t layers) {
     Route part = *route;
     part.first += first;
     part.layers = layers;
-    part.momentum = tensor_slice(route->momentum, 0, first, layers);
-    if (rule_of(route)->second) part.second = tensor_slice(route->second, 0, first, layers);
+    for (int i = 0; i < row_state_count(row_of(route)); i++)
+        part.state[i] = tensor_slice(route->state[i], 0, first, layers);
     return part;
 }
 
-/* What a pass over `route` works in: the orthogonalizer's buffers, or the update alone. */
-static OrthogonalizeBuffers layout_pass(const Optimizer *opt, Arena *scratch, const Route *route) {
-    const int64_t *shape = route->momentum.shape;
-    if (rule_of(route)->orthogonalize) return orthogonalizer_layout(&opt->orthogonalizer, scratch, shape);
-    return (OrthogonalizeBuffers){.x = arena_take(scratch, DTYPE_F32, 4, shape)};
+/* Only hidden matrices are observed. */
+static bool is_hidden(const Optimizer *opt, const Route *route) {
+    return params_is_hidden_matrix(&opt->params->kinds[route->kind]);
+}
+
+static bool applies_itself(const Optimizer *opt, const Route *route) {
+    return row_of(route)->apply && !opt->shadow;
+}
+
+/* What a pass over `route` works in. */
+static void layout_pass(UpdatePass *pass, Arena *scratch, const Optimizer *opt, const Route *route) {
+    const Tensor matrices = route_shape(route, opt->params);
+    const OptimizerRow *row = row_of(route);
+    if (row->orthogonalize) pass->buffers = orthogonalizer_layout(&opt->orthogonalizer, scratch, matrices.shape);
+    for (int i = 0; i < SCRATCH_MAX && row->scratch[i]; i++)
+        pass->scratch[i] = take_by_sides(scratch, matrices.shape, row->scratch[i]);
 }
 
 static int64_t layers_per_pass(const Optimizer *opt, const Route *route) {
     Arena measured = arena_measure("one layer");
-    Route layer = narrow(route, 0, 1);
-    layout_pass(opt, &measured, &layer);
-    int64_t fit = opt->be->pieces.optimizer_bytes / measured.used;
-    return fit < 1 ? 1 : fit < route->layers ? fit : route->layers;
-}
-
-static bool is_observed(const Optimizer *opt, const Route *route) {
-    return params_is_hidden_matrix(&opt->params->kinds[route->kind]);
+    const Route layer = narrow(route, 0, 1);
+    layout_pass(&(UpdatePass){0}, &measured, opt, &layer);
+    return smaller(larger(1, opt->be->pieces.optimizer_bytes / larger(1, measured.used)), route->layers);
 }
 
 /* ---- set-up ----------------------------------------------------------------------------------------------------- */
@@ -82,10 +66,9 @@ static bool is_observed(const Optimizer *opt, const Route *route) {
 static void layout_state(Optimizer *opt, Arena *arena) {
     for (int i = 0; i < opt->route_count; i++) {
         Route *route = &opt->routes[i];
-        Tensor view = route_shape(route, opt->params);
-        route->momentum = arena_take(arena, DTYPE_F32, 4, view.shape);
-        if (rule_of(route)->second_moment == SECOND_OF_ROWS) view.shape[3] = 1;
-        if (rule_of(route)->second) route->second = arena_take(arena, DTYPE_F32, 4, view.shape);
+        const Tensor matrices = route_shape(route, opt->params);
+        for (int k = 0; k < row_state_count(row_of(route)); k++)
+            route->state[k] = take_by_sides(arena, matrices.shape, row_of(route)->state[k].sides);
     }
 }
 
@@ -94,22 +77,26 @@ static Arena measure_scratch(const Optimizer *opt) {
     Arena largest = arena_measure("optimizer scratch");
     for (int i = 0; i < opt->route_count; i++) {
         const Route *route = &opt->routes[i];
-        if (route->optimizer == OPTIMIZER_ADAMW && !is_observed(opt, route)) continue;
-        Route part = narrow(route, 0, layers_per_pass(opt, route));
+        if (applies_itself(opt, route) && !is_hidden(opt, route)) continue;
+        const Route part = narrow(route, 0, layers_per_pass(opt, route));
         Arena pass = arena_measure(largest.name);
-        layout_pass(opt, &pass, &part);
+        layout_pass(&(UpdatePass){0}, &pass, opt, &part);
         if (pass.used > largest.used) largest = pass;
     }
     return largest;
 }
 
+/* Rates of their own are given in proportion to optimizer.lr. */
 static Status check_rates(const OptimizerConfig *config) {
-    if (config->lr > 0 || config->adamw.lr <= 0) return status_ok();
-    return status_error(
-        STATUS_BAD_INPUT,
-        "optimizer.adamw.lr is %g but optimizer.lr, to which it keeps its proportion over the schedule, "
-        "is 0; give optimizer.lr a value",
-        config->adamw.lr);
+    for (int kind = 0; kind < OPTIMIZER_COUNT; kind++) {
+        const OptimizerRow *row = optimizer_row((OptimizerKind)kind);
+        if (config->lr > 0 || !row->own_lr || row->own_lr(config) <= 0) continue;
+        return status_error(STATUS_BAD_INPUT,
+                            "optimizer.%s.lr is %g but optimizer.lr, to which it keeps its proportion over the "
+                            "schedule, is 0; give optimizer.lr a value",
+                            optimizer_name((OptimizerKind)kind), row->own_lr(config));
+    }
+    return status_ok();
 }
 
 /* State and scratch of the routes. */
@@ -117,10 +104,11 @@ static void plan_memory(Optimizer *opt) {
     opt->state = arena_measure(opt->shadow ? "shadow optimizers" : "optimizer state");
     layout_state(opt, &opt->state);
     opt->scratch = measure_scratch(opt);
-    for (int i = 0; i < opt->route_count; i++)
-        if (rule_of(&opt->routes[i])->orthogonalize)
-            orthogonalizer_admit(&opt->orthogonalizer, opt->routes[i].momentum.shape[2],
-                                 opt->routes[i].momentum.shape[3]);
+    for (int i = 0; i < opt->route_count; i++) {
+        const Tensor matrices = route_shape(&opt->routes[i], opt->params);
+        if (row_of(&opt->routes[i])->orthogonalize)
+            orthogonalizer_admit(&opt->orthogonalizer, matrices.shape[2], matrices.shape[3]);
+    }
 }
 
 Status optimizer_plan(Optimizer *opt, ParamTable *params, const OptimizerConfig *config, Backend *be) {
@@ -169,6 +157,8 @@ void optimizer_free(Optimizer *opt) {
     opt->route_count = 0;
 }
 
+/* ---- what it takes ---------------------------------------------------------------------------------------------- */
+
 int64_t optimizer_planned_bytes(const Optimizer *opt) {
     return arena_bytes(&opt->state) + arena_bytes(&opt->scratch) + orthogonalizer_host_bytes(&opt->orthogonalizer);
 }
@@ -176,255 +166,111 @@ int64_t optimizer_planned_bytes(const Optimizer *opt) {
 double optimizer_step_flops(const Optimizer *opt) {
     double flops = 0;
     for (int i = 0; i < opt->route_count; i++) {
-        const int64_t *shape = opt->routes[i].momentum.shape;
-        if (rule_of(&opt->routes[i])->orthogonalize)
+        const Tensor matrices = route_shape(&opt->routes[i], opt->params);
+        const int64_t *shape = matrices.shape;
+        if (row_of(&opt->routes[i])->orthogonalize)
             flops += (double)(shape[0] * shape[1]) * orthogonalizer_flops(&opt->orthogonalizer, shape[2], shape[3]);
     }
     return flops;
 }
 
+void optimizer_print_routes(const Optimizer *opt, FILE *out) {
+    routes_print(opt->routes, opt->route_count, opt->params, out);
+}
+
 /* ---- the step --------------------------------------------------------------------------------------------------- */
 
 typedef struct {
-    double lr, adamw_lr;
-    double decay;      /* factor of weight_decay */
-    AdamwStep adamw;   /* but for lr and decay, which are the route's */
-    MomentumStep muon; /* and normuon, adamuon, sgd; but for the sign */
-    MomentumStep lion;
+    const StepNumbers *numbers;
+    double decay; /* factor of weight_decay */
     UpdateObserver *observer;
     void *context;
 } StepContext;
 
-static Tensor working_copy(const ParamTable *params, const Route *route) {
+/* A rate of its own follows the same schedule: it stays in proportion to optimizer.lr. */
+static double scheduled_lr(const OptimizerConfig *config, const OptimizerRow *row, double lr) {
+    const double own = row->own_lr ? row->own_lr(config) : 0;
+    return own > 0 ? lr * own / config->lr : lr;
+}
+
+static double keep_of(const UpdatePass *p) {
+    return 1 - p->lr * p->decay * (double)p->route->decay;
+}
+
+static Tensor master_of(const UpdatePass *p) {
+    return route_view(p->route, p->opt->params, p->opt->params->master);
+}
+
+static Tensor working_copy_of(const UpdatePass *p) {
+    const ParamTable *params = p->opt->params;
     bool separate = params->work.data != params->master.data;
-    return separate ? route_view(route, params, params->work) : tensor_none();
+    return separate ? route_view(p->route, params, params->work) : tensor_none();
 }
 
-static double lr_of(const Route *route, const StepContext *s) {
-    return route->optimizer == OPTIMIZER_ADAMW ? s->adamw_lr : s->lr;
-}
-
-static double keep_of(const Route *route, const StepContext *s) {
-    return 1 - lr_of(route, s) * s->decay * (double)route->decay;
-}
-
-static void notify(const Optimizer *opt, const Route *route, const StepContext *s, UpdateMoment moment, Tensor update) {
-    if (!s->observer || !is_observed(opt, route)) return;
-    bool applied = moment == UPDATE_APPLIED;
+static void notify(const UpdatePass *p, const StepContext *s, UpdateMoment moment, Tensor update) {
     const UpdateEvent event = {.moment = moment,
-                               .route = route,
-                               .lr = lr_of(route, s),
-                               .keep = keep_of(route, s),
-                               .grad_scale = s->adamw.grad_scale,
-                               .weights = route_view(route, opt->params, opt->params->master),
-                               .gradient = route_view(route, opt->params, opt->params->grad),
-                               .momentum = applied ? route->momentum : tensor_none(),
+                               .route = p->route,
+                               .lr = p->lr,
+                               .keep = keep_of(p),
+                               .grad_scale = p->numbers->grad_scale,
+                               .weights = master_of(p),
+                               .gradient = p->gradient,
+                               .momentum = p->route->state[0],
                                .update = update};
     s->observer(s->context, &event);
 }
 
-static MomentumStep momentum_step(const Route *route, const StepContext *s) {
-    MomentumStep step = route->optimizer == OPTIMIZER_LION ? s->lion : s->muon;
-    step.sign = rule_of(route)->sign;
-    return step;
+/* Weights, and the update if it is wanted. */
+static Tensor apply_fused(UpdatePass *p) {
+    const OptimizerRow *row = row_of(p->route);
+    row->apply(p, master_of(p), working_copy_of(p));
+    p->state_is_new = true;
+    return p->wanted ? row->update(p) : tensor_none();
 }
 
-/* O / (sqrt(v) + eps), then of norm 1: route->scale gives it the root mean square that it is to have. */
-static void adapt(Optimizer *opt, const Route *route, Tensor O) {
-    const AdaptConfig *c = route->optimizer == OPTIMIZER_NORMUON ? &opt->config.normuon : &opt->config.adamuon;
-    op_adapt(opt->be, O, route->second, O, (AdaptStep){.beta2 = (float)c->beta2, .eps = (float)c->eps});
-    op_normalize(opt->be, O, O, 1e-7f); /* 0 stays 0 */
+static Tensor apply_update(const UpdatePass *p) {
+    Tensor U = row_of(p->route)->update(p);
+    op_apply_update(p->opt->be, master_of(p), working_copy_of(p), U,
+                    (UpdateStep){.keep = (float)keep_of(p),
+                                 .step = (float)(p->lr * (double)p->route->scale),
+                                 .cautious = p->opt->config.cautious_decay});
+    return U;
 }
 
-/* All optimizers but AdamW. */
-static void momentum_pass(Optimizer *opt, const Route *route, const StepContext *s) {
-    Tensor W = route_view(route, opt->params, opt->params->master), copy = working_copy(opt->params, route);
-    Tensor G = route_view(route, opt->params, opt->params->grad), M = route->momentum;
+static void step_part(const Optimizer *opt, const Route *part, const StepContext *s) {
+    const bool fused = applies_itself(opt, part), observed = s->observer && is_hidden(opt, part);
+    UpdatePass p = {.opt = opt,
+                    .route = part,
+                    .numbers = s->numbers,
+                    .lr = scheduled_lr(&opt->config, row_of(part), s->numbers->lr),
+                    .decay = s->decay,
+                    .wanted = observed || !(fused || opt->shadow),
+                    .gradient = route_view(part, opt->params, opt->params->grad)};
     Arena scratch = opt->scratch;
-    OrthogonalizeBuffers buffers = layout_pass(opt, &scratch, route);
-    Tensor U = buffers.x;
-
-    if (!opt->shadow) notify(opt, route, s, UPDATE_COMES, tensor_none());
-    op_momentum(opt->be, U, M, G, momentum_step(route, s));
-    if (opt->shadow && !s->observer && !rule_of(route)->second) return; /* nobody asks for the update */
-    if (rule_of(route)->orthogonalize) U = orthogonalize(&opt->orthogonalizer, buffers);
-    if (rule_of(route)->second) adapt(opt, route, U);
-    if (!opt->shadow)
-        op_apply_update(opt->be, W, copy, U,
-                        (UpdateStep){.keep = (float)keep_of(route, s),
-                                     .step = (float)(s->lr * (double)route->scale),
-                                     .cautious = opt->config.cautious_decay});
-    notify(opt, route, s, UPDATE_APPLIED, U);
+    if (!fused || observed) layout_pass(&p, &scratch, opt, part);
+    if (observed && !opt->shadow) notify(&p, s, UPDATE_COMES, tensor_none());
+    Tensor U = opt->shadow ? row_of(part)->update(&p) : fused ? apply_fused(&p) : apply_update(&p);
+    if (observed) notify(&p, s, UPDATE_APPLIED, U);
 }
 
-/* The route's scale is in the rate, but not in the decay. */
-static void adamw_pass(Optimizer *opt, const Route *route, const StepContext *s) {
-    Tensor w = route_view(route, opt->params, opt->params->master), copy = working_copy(opt->params, route);
-    Tensor g = route_view(route, opt->params, opt->params->grad);
-    AdamwStep step = s->adamw;
-    step.lr = (float)(s->adamw_lr * (double)route->scale);
-    step.decay = (float)(s->decay * (double)route->decay / (double)route->scale);
-    op_adamw(opt->be, w, copy, route->momentum, route->second, g, step);
-}
-
-/* After the step, hands out m̂/(sqrt(v̂)+eps): what one more AdamW step would add to a zero weight at lr = -1, with betas
- * of 1, which leave m and v as they are. Unlike the difference of the weights this loses no digits, also at lr = 0. */
-static void observe_adamw(Optimizer *opt, const Route *route, const StepContext *s) {
-    Arena scratch = opt->scratch;
-    Tensor update = layout_pass(opt, &scratch, route).x;
-    Tensor g = route_view(route, opt->params, opt->params->grad);
-    AdamwStep step = s->adamw;
-    step.lr = -1, step.beta1 = 1, step.beta2 = 1, step.decay = 0;
-    op_fill(opt->be, update, 0);
-    op_adamw(opt->be, update, tensor_none(), route->momentum, route->second, g, step);
-    notify(opt, route, s, UPDATE_APPLIED, update);
-}
-
-static void announce_adamw(Optimizer *opt, const Route *route, const StepContext *s) {
-    notify(opt, route, s, UPDATE_COMES, tensor_none());
-}
-
-/* The update alone, into a zero weight at lr = -1. */
-static void shadow_adamw_pass(Optimizer *opt, const Route *route, const StepContext *s) {
-    Arena scratch = opt->scratch;
-    Tensor update = layout_pass(opt, &scratch, route).x;
-    Tensor g = route_view(route, opt->params, opt->params->grad);
-    AdamwStep step = s->adamw;
-    step.lr = -1, step.decay = 0;
-    if (s->observer) op_fill(opt->be, update, 0); /* else only the moments count */
-    op_adamw(opt->be, update, tensor_none(), route->momentum, route->second, g, step);
-    notify(opt, route, s, UPDATE_APPLIED, update);
-}
-
-static void for_each_pass(Optimizer *opt, const Route *route, const StepContext *s,
-                          void (*pass)(Optimizer *, const Route *, const StepContext *)) {
-    int64_t most = layers_per_pass(opt, route);
+static void step_route(const Optimizer *opt, const Route *route, const StepContext *s) {
+    const bool observed = s->observer && is_hidden(opt, route);
+    const int64_t most = applies_itself(opt, route) && !observed ? route->layers : layers_per_pass(opt, route);
     for (int64_t first = 0; first < route->layers; first += most) {
-        int64_t rest = route->layers - first;
-        Route part = narrow(route, first, rest < most ? rest : most);
-        pass(opt, &part, s);
+        const Route part = narrow(route, first, smaller(most, route->layers - first));
+        step_part(opt, &part, s);
     }
-}
-
-/* sum: M' = mu M + g,  ema: M' = mu M + (1-mu) g;  U = M', or with Nesterov mu M' + what M' has got of g. */
-static MomentumStep muon_momentum(const MuonConfig *c, double mu, float grad_scale) {
-    double add = c->momentum_form == MUON_MOMENTUM_EMA ? 1 - mu : 1;
-    return (MomentumStep){.keep = (float)mu,
-                          .add = (float)add,
-                          .old = (float)(c->nesterov ? mu * mu : mu),
-                          .fresh = (float)(c->nesterov ? (1 + mu) * add : add),
-                          .grad_scale = grad_scale};
-}
-
-static MomentumStep lion_momentum(const LionConfig *c, float grad_scale) {
-    return (MomentumStep){.keep = (float)c->beta2,
-                          .add = (float)(1 - c->beta2),
-                          .old = (float)c->beta1,
-                          .fresh = (float)(1 - c->beta1),
-                          .grad_scale = grad_scale};
-}
-
-static AdamwStep adamw_step(const OptimizerConfig *c, int64_t update, float grad_scale) {
-    return (AdamwStep){.beta1 = (float)c->adamw.beta1,
-                       .beta2 = (float)c->adamw.beta2,
-                       .eps = (float)c->adamw.eps,
-                       .correction1 = (float)(1 - pow(c->adamw.beta1, (double)update)),
-                       .correction2 = (float)(1 - pow(c->adamw.beta2, (double)update)),
-                       .grad_scale = grad_scale,
-                       .cautious = c->cautious_decay};
-}
-
-/* AdamW's own rate follows the same schedule: it stays in proportion to optimizer.lr. */
-static StepContext prepare_step(const OptimizerConfig *c, const StepNumbers *n) {
-    return (StepContext){.lr = n->lr,
-                         .adamw_lr = c->adamw.lr > 0 ? n->lr * c->adamw.lr / c->lr : n->lr,
-                         .decay = schedule_factor(&c->decay_schedule, n->steps, n->step),
-                         .adamw = adamw_step(c, n->update, n->grad_scale),
-                         .muon = muon_momentum(&c->muon, schedule_momentum(&c->muon, n->steps, n->step), n->grad_scale),
-                         .lion = lion_momentum(&c->lion, n->grad_scale)};
-}
-
-static void step_adamw(Optimizer *opt, const Route *route, const StepContext *s) {
-    bool observed = s->observer && is_observed(opt, route);
-    if (observed) for_each_pass(opt, route, s, announce_adamw);
-    adamw_pass(opt, route, s); /* needs no scratch, and so no passes */
-    if (observed) for_each_pass(opt, route, s, observe_adamw);
 }
 
 void optimizer_step(Optimizer *opt, const StepNumbers *numbers, UpdateObserver *observer, void *context) {
     CHECK(numbers->update >= 1, "update %lld; updates count from 1", (long long)numbers->update);
-    StepContext s = prepare_step(&opt->config, numbers);
-    s.observer = observer, s.context = context;
-    for (int i = 0; i < opt->route_count; i++) {
-        const Route *route = &opt->routes[i];
-        if (route->optimizer == OPTIMIZER_ADAMW && opt->shadow)
-            for_each_pass(opt, route, &s, shadow_adamw_pass);
-        else if (route->optimizer == OPTIMIZER_ADAMW)
-            step_adamw(opt, route, &s);
-        else
-            for_each_pass(opt, route, &s, momentum_pass);
-    }
+    const StepContext s = {.numbers = numbers,
+                           .decay = schedule_factor(&opt->config.decay_schedule, numbers->steps, numbers->step),
+                           .observer = observer,
+                           .context = context};
+    for (int i = 0; i < opt->route_count; i++) step_route(opt, &opt->routes[i], &s);
 }
 
 void optimizer_add_grad_squares(Optimizer *opt, Tensor total) {
     op_sum_squares(opt->be, total, opt->params->grad); /* the padding between parameters stays zero */
-}
-
-/* ---- state, tensor by tensor ------------------------------------------------------------------------------------ */
-
-static int tensors_per_layer(const Route *route) {
-    return rule_of(route)->second ? 2 : 1;
-}
-
-int64_t optimizer_state_count(const Optimizer *opt) {
-    int64_t count = 0;
-    for (int i = 0; i < opt->route_count; i++) count += opt->routes[i].layers * tensors_per_layer(&opt->routes[i]);
-    return count;
-}
-
-Tensor optimizer_state_tensor(const Optimizer *opt, int64_t index, char *name, int64_t size) {
-    CHECK(index >= 0 && index < optimizer_state_count(opt), "state tensor %lld", (long long)index);
-    int i = 0;
-    while (index >= opt->routes[i].layers * tensors_per_layer(&opt->routes[i])) {
-        index -= opt->routes[i].layers * tensors_per_layer(&opt->routes[i]);
-        i++;
-    }
-    const Route *route = &opt->routes[i];
-    int64_t layer = index / tensors_per_layer(route);
-    int which = (int)(index % tensors_per_layer(route));
-    optimizer_state_name(opt, i, route->first + layer, which, name, size);
-    Tensor of_layer = tensor_index(which == 0 ? route->momentum : route->second, layer);
-    return tensor_as_2d(of_layer, of_layer.shape[0] * of_layer.shape[1], of_layer.shape[2]);
-}
-
-char *optimizer_state_name(const Optimizer *opt, int route, int64_t layer, int which, char *buffer, int64_t size) {
-    const Route *r = &opt->routes[route];
-    char block[2 * NAME_SIZE];
-    params_block_name(opt->params, r->kind, layer, -1, block, sizeof block);
-    snprintf(buffer, (size_t)size, "%s%s.%s", opt->shadow ? "shadow." : "", block,
-             which == 0 ? rule_of(r)->first : rule_of(r)->second);
-    return buffer;
-}
-
-bool optimizer_is_orthogonal(const Optimizer *opt, OptimizerKind kind) {
-    return kind == OPTIMIZER_MUON && opt->config.muon.orthogonalize != ORTHOGONALIZE_SCHATTEN;
-}
-
-double optimizer_decay_bound(const Optimizer *opt, const Route *route, double step, double sigma_max, double decay) {
-    const BlockKind *block = &opt->params->kinds[route->kind];
-    const double elements = (double)block->rows * (double)opt->params->params[block->param].columns;
-    if (!(decay > 0) || opt->config.cautious_decay) return (double)NAN;
-    switch (route->optimizer) {
-    case OPTIMIZER_MUON:
-    case OPTIMIZER_NORMUON:
-    case OPTIMIZER_ADAMUON:
-        return step * sigma_max / decay;
-    case OPTIMIZER_ADAMW:
-    case OPTIMIZER_LION:
-        return step * sqrt(elements) / decay;
-    case OPTIMIZER_SGD:
-    case OPTIMIZER_COUNT:
-        break;
-    }
-    return (double)NAN;
 }

@@ -1,19 +1,14 @@
 /* The optimizer: a routing table from blocks to one of several optimizers, their state, and the step.
  *
- * With g the gradient, scaled, and M, m, v the state; every step ends with W <- (1 - lr wd) W - lr s U:
+ * Every step ends with W <- (1 - lr wd) W - lr s U. An optimizer is what turns the gradient and its state into U: a
+ * row, defined with its formulas and sources in the file of its family (optimizer_row.h says how to add one):
  *
- *      muon        M <- mu M + g,  U = msign(g + mu M)               Jordan et al. 2024; decay and s: Moonlight 2025
- *      normuon     O = msign(g + mu M),  v <- b v + (1-b) mean of O² over a row,
- *                  U = O' / ‖O'‖_F with O' = O / (sqrt(v) + eps)      Li et al. 2025, arXiv 2510.05491, algorithm 1
- *      adamuon     the same, with O = msign(sign(g + mu M)) and v for each element
- *                                                                     Si et al. 2025, arXiv 2507.11005, algorithm 1
- *      sgd         U = g + mu M                                       Sutskever et al. 2013, as torch.optim.SGD
- *      lion        U = sign(b1 M + (1-b1) g),  M <- b2 M + (1-b2) g   Chen et al. 2023, algorithm 2
- *      adamw       U = m̂ / (sqrt(v̂) + eps)                            Loshchilov & Hutter 2019, algorithm 2
+ *      muon.c          muon, normuon, adamuon      a momentum, orthogonalized
+ *      momentum.c      sgd, lion                   a momentum, or its sign
+ *      adamw.c         adamw                       a mean over the root of a mean square
  *
- * The momentum of the first four is the sum shown or a running average, with Nesterov's look ahead or without
- * (optimizer.muon). The second moments of normuon and adamuon need no bias correction: U does not depend on their
- * common factor. mu and wd may follow schedules; cautious decay leaves out weights that U moves away from 0.
+ * s gives the update its size, with muP's factor (scale.c). wd may follow a schedule; cautious decay leaves out weights
+ * that U moves away from 0.
  *
  * A Route is a run of consecutive layers of one block kind that one optimizer treats alike, so that Newton-Schulz is
  * one batched product over the run. Routes cover every element of the model exactly once.
@@ -24,25 +19,26 @@
 #include "model/params.h"
 #include "optim/orthogonalize.h"
 
+enum { STATE_MAX = 6 };
+
 typedef struct {
     int kind;              /* of the block, in the parameter table */
     int64_t first, layers; /* the run of layers */
     OptimizerKind optimizer;
-    BlockSplit split; /* whole matrices, or head by head (muon.per_head) */
-    float decay;      /* 0 for norms and biases */
-    float scale;      /* s of W <- (1 - lr wd) W - lr s U, with muP's factor */
-    Tensor momentum;  /* M, or AdamW's m: (layers, heads or 1, rows, columns) f32, contiguous */
-    Tensor second;    /* v, of that shape or (layers, heads or 1, rows, 1); absent where there is none */
+    BlockSplit split;        /* whole matrices, or head by head (muon.per_head) */
+    float decay;             /* 0 for norms and biases */
+    float scale;             /* s of W <- (1 - lr wd) W - lr s U, with muP's factor */
+    Tensor state[STATE_MAX]; /* as the optimizer's row lists them; (layers, heads or 1, ., .) f32, contiguous */
 } Route;
 
 /* An observer sees each run of hidden matrices twice: before its step and after it. */
 typedef enum {
-    UPDATE_COMES,   /* the weights are the old ones; momentum and update are absent */
+    UPDATE_COMES,   /* weights and momentum are the old ones; update is absent */
     UPDATE_APPLIED, /* W <- keep W - lr * scale * U has been done */
 } UpdateMoment;
 
-/* Tensors are 4-d as Route.momentum and valid during the call only. A long run comes in several calls: `route` is then
- * narrowed to the layers of the call. */
+/* Tensors are (layers, heads or 1, rows, columns) and valid during the call only. A long run comes in several calls:
+ * `route` is then narrowed to the layers of the call. */
 typedef struct {
     UpdateMoment moment;
     const Route *route;
@@ -51,7 +47,7 @@ typedef struct {
     float grad_scale; /* that the gradients were multiplied by */
     Tensor weights;   /* f32 masters, strided */
     Tensor gradient;  /* of the whole batch, strided; without grad_scale */
-    Tensor momentum;  /* after this step */
+    Tensor momentum;  /* the first tensor of the state */
     Tensor update;    /* U */
 } UpdateEvent;
 
@@ -72,13 +68,13 @@ typedef struct {
     bool shadow; /* changes no weights: see optimizer_plan_shadow */
     int route_count;
     Route *routes;
-    Arena state;   /* momentum and second moments: what a checkpoint saves */
+    Arena state;   /* what a checkpoint saves */
     Arena scratch; /* of one pass: the orthogonalizer's buffers, or an update */
     Orthogonalizer orthogonalizer;
 } Optimizer;
 
 /* Builds the routing table and measures memory; allocates no tensor. STATUS_BAD_INPUT names the option: an override
- * that matches no block or sends a norm or bias to an optimizer of matrices, a per_head entry that is no q, k, v or o,
+ * that matches no block or sends a norm or bias to an optimizer of matrices, a per_head entry that is not q, k, v or o,
  * an unknown coefficient set. After a failure there is nothing to free. */
 Status optimizer_plan(Optimizer *opt, ParamTable *params, const OptimizerConfig *config, Backend *be);
 /* What `kind` would do with the gradients that a run's optimizer gets, on the hidden matrices of the chosen kinds
@@ -102,6 +98,16 @@ void optimizer_add_grad_squares(Optimizer *opt, Tensor total);
 /* The routing table as text lines: block run, shape, optimizer, scale, decay, state bytes. */
 void optimizer_print_routes(const Optimizer *opt, FILE *out);
 
+/* ---- what is known of an optimizer ------------------------------------------------------------------------------ */
+
+/* As in the config. */
+const char *optimizer_name(OptimizerKind kind);
+/* Whether U has singular values of 1: it does not if rows or elements are scaled, or under a Schatten norm. */
+bool optimizer_is_orthogonal(const Optimizer *opt, OptimizerKind kind);
+/* The largest |W|_2 that decay allows a block in the long run: W <- keep W - step U shrinks what is larger than
+ * step |U|_2 / (1 - keep). step: lr * route->scale; sigma_max: |U|_2 as measured; decay: 1 - keep. NaN: no bound. */
+double optimizer_decay_bound(const Optimizer *opt, const Route *route, double step, double sigma_max, double decay);
+
 /* ---- state, tensor by tensor, for checkpoints ------------------------------------------------------------------- */
 
 /* State is saved per block and layer, so that files do not depend on how layers are grouped into routes:
@@ -116,12 +122,3 @@ void optimizer_print_routes(const Optimizer *opt, FILE *out);
 int64_t optimizer_state_count(const Optimizer *opt);
 /* The index-th tensor and its name, route by route and layer by layer. */
 Tensor optimizer_state_tensor(const Optimizer *opt, int64_t index, char *name, int64_t size);
-/* The name of an optimizer, as in the config. */
-const char *optimizer_name(OptimizerKind kind);
-/* which: 0 for momentum (m), 1 for the second moment (v). layer counts from the model's first. Returns the buffer. */
-char *optimizer_state_name(const Optimizer *opt, int route, int64_t layer, int which, char *buffer, int64_t size);
-
-/* Whether U is msign(.) itself. */
-bool optimizer_is_orthogonal(const Optimizer *opt, OptimizerKind kind);
-/* see optim branch */
-double optimizer_decay_bound(const Optimizer *opt, const Route *route, double step, double sigma_max, double decay);

@@ -30,90 +30,21 @@
 #include <stdio.h>
 #include <stdlib.h>
 
+#include "base/integer.h"
 #include "ops/ops.h"
+#include "optim/coefficients.h"
 
 /* ---- coefficients ----------------------------------------------------------------------------------------------- */
-
-/* clang-format off: one row per iteration */
-/* Intervals are rounded outwards to three digits. */
-const CoefficientSet coefficient_sets[] = {
-    {"muon", "Jordan et al. 2024, Muon", .681, 1.135, 1, {{3.4445, -4.7750, 2.0315}}},
-    {"su", "Su Jianlin, one triple", .821, 1.183, 1, {{3.3748, -4.6969, 2.1433}}},
-    {"taylor", "Taylor expansion of degree 5 (Kenney & Laub 1991)", .228, 1, 1, {{15. / 8, -10. / 8, 3. / 8}}},
-    {"cubic", "Newton-Schulz proper (Higham 2008, chapter 8)", .0758, 1, 1, {{1.5, -.5, 0}}},
-    {"you-5",
-     "You Jiacheng, one triple per iteration",
-     .977,
-     1.032,
-     5,
-     {{4.0848, -6.8946, 2.9270},
-      {3.9505, -6.3029, 2.6377},
-      {3.7418, -5.5913, 2.3037},
-      {2.8769, -3.1427, 1.2046},
-      {2.8366, -3.0525, 1.2012}}},
-    {"su-5",
-     "Su Jianlin, one triple per iteration",
-     .950,
-     1.050,
-     5,
-     {{4.6182, -12.9582, 9.3299},
-      {3.8496, -7.9585, 4.3052},
-      {3.5204, -7.2918, 4.0606},
-      {3.2067, -6.8243, 4.2802},
-      {3.2978, -5.7848, 3.8917}}},
-    {"polar-express",
-     "Amsel et al. 2025, l = 1e-3, safety 1.02 included",
-     .858,
-     1.142,
-     5,
-     {{8.156554524902461, -22.48329292557795, 15.878769915207462},
-      {4.042929935166739, -2.808917465908714, .5000178451051316},
-      {3.8916678022926607, -2.772484153217685, .5060648178503393},
-      {3.285753657755655, -2.3681294933425376, .46449024233003106},
-      {2.3465413258596377, -1.7097828382687081, .42323551169305323}}},
-    {"cans",
-     "Grishina et al. 2025, CANS",
-     .884,
-     1.120,
-     5,
-     {{8.4703, -25.1081, 18.6293},
-      {4.1828, -3.1087, .5806},
-      {3.9619, -2.9541, .5630},
-      {3.2866, -2.4647, .5074},
-      {2.2737, -1.6447, .4162}}},
-    {"deepseek-v4",
-     "DeepSeek-V4: 8 times muon, then to 1 and flat there",
-     .999,
-     1.001,
-     10,
-     {{3.4445, -4.7750, 2.0315},
-      {3.4445, -4.7750, 2.0315},
-      {3.4445, -4.7750, 2.0315},
-      {3.4445, -4.7750, 2.0315},
-      {3.4445, -4.7750, 2.0315},
-      {3.4445, -4.7750, 2.0315},
-      {3.4445, -4.7750, 2.0315},
-      {3.4445, -4.7750, 2.0315},
-      {2, -1.5, .5},
-      {2, -1.5, .5}}},
-};
-/* clang-format on */
-const int coefficient_set_count = sizeof coefficient_sets / sizeof coefficient_sets[0];
-
-const CoefficientSet *coefficient_set_find(const char *name) {
-    for (int i = 0; i < coefficient_set_count; i++)
-        if (strcmp(coefficient_sets[i].name, name) == 0) return &coefficient_sets[i];
-    return NULL;
-}
 
 static Status unknown_set(const char *name) {
     char names[256] = "";
     int64_t used = 0;
-    for (int i = 0; i < coefficient_set_count; i++)
-        used += snprintf(names + used, sizeof names - (size_t)used, "%s%s", i ? ", " : "", coefficient_sets[i].name);
+    for (int i = 0; i < COEFFICIENTS_COUNT; i++)
+        used += snprintf(names + used, sizeof names - (size_t)used, "%s%s", i ? ", " : "",
+                         coefficient_set_name(&coefficient_sets[i]));
     return status_error(STATUS_BAD_INPUT,
-                        "optimizer.muon.coefficients: there is no set \"%s\"; use one of %s, or a list of [a, b, c]",
-                        name, names);
+                        "optimizer.muon.coefficients: unknown set \"%s\"; use one of %s, or a list of [a, b, c]", name,
+                        names);
 }
 
 static const double *triple_of(const Orthogonalizer *o, int iteration) {
@@ -170,7 +101,7 @@ static double segment_cost(int iterations, double k, double l) {
 bool orthogonalizer_uses_gram(const Orthogonalizer *o, int64_t rows, int64_t columns) {
     if (takes_svd(o) || o->dtype != DTYPE_F32) return false;
     if (o->form != FORM_AUTO) return o->form == FORM_GRAM;
-    double k = (double)(rows < columns ? rows : columns), l = (double)(rows < columns ? columns : rows), gram = 0;
+    double k = (double)smaller(rows, columns), l = (double)larger(rows, columns), gram = 0;
     for (int first = 0, end; first < o->iterations; first = end) {
         end = segment_end(o, first);
         gram += segment_cost(end - first, k, l);
@@ -198,13 +129,13 @@ Status orthogonalizer_plan(Orthogonalizer *o, const MuonConfig *config, Backend 
 }
 
 void orthogonalizer_admit(Orthogonalizer *o, int64_t rows, int64_t columns) {
-    if (rows > o->rows) o->rows = rows;
-    if (columns > o->columns) o->columns = columns;
+    o->rows = larger(o->rows, rows);
+    o->columns = larger(o->columns, columns);
 }
 
 OrthogonalizeBuffers orthogonalizer_layout(const Orthogonalizer *o, Arena *scratch, const int64_t *shape) {
     if (takes_svd(o)) return (OrthogonalizeBuffers){.x = arena_take(scratch, o->dtype, 4, shape)};
-    int64_t small = shape[2] < shape[3] ? shape[2] : shape[3];
+    int64_t small = smaller(shape[2], shape[3]);
     int64_t square[4] = {shape[0], shape[1], small, small};
     OrthogonalizeBuffers w = {.x = arena_take(scratch, o->dtype, 4, shape),
                               .next = arena_take(scratch, o->dtype, 4, shape),
@@ -312,7 +243,7 @@ typedef struct {
 } SvdMemory;
 
 static SvdMemory svd_layout(double *base, int64_t rows, int64_t columns) {
-    int64_t small = rows < columns ? rows : columns, large = rows < columns ? columns : rows;
+    int64_t small = smaller(rows, columns), large = larger(rows, columns);
     int64_t work_size = 4 * small * small + 7 * small + large; /* dgesdd, jobz = 'S' */
     int64_t sizes[] = {rows * columns, columns * small, small * rows, small, work_size, 8 * small, rows * columns};
     int64_t at[8] = {0};
@@ -331,7 +262,7 @@ int64_t orthogonalizer_host_bytes(const Orthogonalizer *o) {
 }
 
 double orthogonalizer_flops(const Orthogonalizer *o, int64_t rows, int64_t columns) {
-    double k = (double)(rows < columns ? rows : columns), product = (double)rows * (double)columns * k;
+    double k = (double)smaller(rows, columns), product = (double)rows * (double)columns * k;
     if (takes_svd(o)) return 6 * product + 8 * k * k * k;
     return o->iterations * (4 * product + 2 * k * k * k);
 }
@@ -381,7 +312,7 @@ static void weigh_for_schatten(const Orthogonalizer *o, SvdMemory s, int64_t m, 
 }
 
 static void exact_msign(const Orthogonalizer *o, Tensor x) {
-    int64_t n = x.shape[0], m = x.shape[1], small = n < m ? n : m, large = n < m ? m : n;
+    int64_t n = x.shape[0], m = x.shape[1], small = smaller(n, m), large = larger(n, m);
     SvdMemory s = svd_layout(o->host, n, m);
     backend_to_host(o->be, s.staging, x);
     bool valid = widen_finite(s.matrix, s.staging, n * m) && /* LAPACK may not return from an infinity */

@@ -1,9 +1,8 @@
 /* Orthogonalization: O = msign(U), the orthogonal factor of U's polar decomposition. With U = P S Qᵀ it is P Qᵀ.
  *
  * Newton-Schulz (Jordan et al. 2024, "Muon") gets there by matrix products alone: each iteration maps every singular
- * value s to a s + b s³ + c s⁵ and leaves the singular vectors where they are. A coefficient set is a choice of (a, b,
- * c) per iteration; none reaches exactly 1 in few iterations, and `low` and `high` say how far from it they stay. The
- * exact SVD (LAPACK, on the host) is the tests' oracle and an option of the config.
+ * value s to a s + b s³ + c s⁵ and leaves the singular vectors where they are; coefficients.h says for which (a, b, c).
+ * The exact SVD (LAPACK, on the host) is the tests' oracle and an option of the config.
  *
  * By the same SVD, steepest descent in the Schatten-p norm |W|_p = (sum s^p)^(1/p) (Cesista 2025, "Steepest Descent
  * Under Schatten-p Norms"; Bernstein & Newhouse 2024 for p = infinity). With 1/p + 1/q = 1 and k = min(n, m):
@@ -15,19 +14,8 @@
  */
 #pragma once
 
-#include "ops/arena.h"
 #include "base/config.h"
-
-typedef struct {
-    const char *name, *source;
-    double low, high; /* a singular value in [.01, 1] lands in [low, high] (exact arithmetic, default iterations) */
-    int count;        /* of triples; a single one is repeated optimizer.muon.iterations times (default 5) */
-    double triples[COEFFICIENTS_MAX][3];
-} CoefficientSet;
-
-extern const CoefficientSet coefficient_sets[];
-extern const int coefficient_set_count;
-const CoefficientSet *coefficient_set_find(const char *name); /* NULL: there is none */
+#include "ops/arena.h"
 
 /* What one pass over a batch of matrices works in. U goes into x; the rest is private to orthogonalize(). */
 typedef struct {

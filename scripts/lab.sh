@@ -7,20 +7,16 @@ cd "$(dirname "$0")/.."
 
 data=datasets/shakespeare
 out=runs/lab
-optimizers=${OPTIMIZERS:-adamw muon normuon adamuon lion sgd}
+# Learning rates: the best of those tried with configs/lab.json (docs/optimizers.md).
+rates='adamw=0.004 muon=0.008 normuon=0.008 adamuon=0.008 lion=0.0008 sgd=0.1'
+optimizers=${OPTIMIZERS:-$(sed -E 's/=[^ ]*//g' <<<"$rates")}
 
-# The best of those tried with configs/lab.json (docs/optimizers.md).
 rate_of() { # optimizer
-    case $1 in
-    adamw) echo 0.004 ;;
-    muon | normuon | adamuon) echo 0.008 ;;
-    lion) echo 0.0008 ;;
-    sgd) echo 0.1 ;;
-    *)
-        echo "lab: there is no optimizer \"$1\"" >&2
+    [[ " $rates " =~ \ $1=([0-9.]+) ]] || {
+        echo "lab: there is no learning rate for \"$1\" in scripts/lab.sh" >&2
         return 2
-        ;;
-    esac
+    }
+    echo "${BASH_REMATCH[1]}"
 }
 
 scripts/setup.sh build compare

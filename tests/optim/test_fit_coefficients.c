@@ -4,6 +4,7 @@
 
 #include <math.h>
 
+#include "optim/coefficients.h"
 #include "optim/fit_coefficients.h"
 #include "optim/orthogonalize.h"
 

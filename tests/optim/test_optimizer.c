@@ -4,10 +4,10 @@
 #include <math.h>
 #include <stdlib.h>
 
+#include "device/device.h"
 #include "ops/ops.h"
 #include "optim/optimizer.h"
 #include "tests/golden/optim.h"
-#include "device/device.h"
 
 /* ---- a toy model ------------------------------------------------------------------------------------------------ */
 
@@ -130,6 +130,10 @@ static Tensor weights_of(Toy *toy, Tensor storage, const char *kind) {
     return params_block_run(&toy->params, storage, index, 0, params_kind_layers(&toy->params, index), SPLIT_WHOLE);
 }
 
+static Tensor weights_of_route(const Toy *toy, const Route *r) {
+    return params_block_run(&toy->params, toy->params.master, r->kind, r->first, r->layers, r->split);
+}
+
 /* ---- routing ---------------------------------------------------------------------------------------------------- */
 
 static void check_cover(const OptimizerConfig *config) {
@@ -162,15 +166,21 @@ static void routes_cover_every_element_exactly_once(void **state) {
     check_cover(&config);
 }
 
-/* One for each element, one for each row, or none. */
-static void check_second_moment(const Route *r) {
-    static const int64_t columns[OPTIMIZER_COUNT] = {
-        [OPTIMIZER_ADAMW] = -1, [OPTIMIZER_ADAMUON] = -1, [OPTIMIZER_NORMUON] = 1};
-    int64_t expected = columns[r->optimizer] < 0 ? r->momentum.shape[3] : columns[r->optimizer];
-    assert_true(tensor_present(r->second) == (expected > 0));
-    if (expected == 0) return;
-    assert_int_equal(r->second.shape[3], expected);
-    for (int dim = 0; dim < 3; dim++) assert_int_equal(r->second.shape[dim], r->momentum.shape[dim]);
+/* Columns of each tensor of the state, 0: as many as the matrix has. */
+static void check_state(const Toy *toy, const Route *r) {
+    static const struct {
+        OptimizerKind optimizer;
+        int count, columns[2];
+    } rows[] = {{OPTIMIZER_MUON, 1, {0}},       {OPTIMIZER_SGD, 1, {0}},        {OPTIMIZER_LION, 1, {0}},
+                {OPTIMIZER_NORMUON, 2, {0, 1}}, {OPTIMIZER_ADAMUON, 2, {0, 0}}, {OPTIMIZER_ADAMW, 2, {0, 0}}};
+    const Tensor matrices = weights_of_route(toy, r);
+    for (size_t i = 0; i < sizeof rows / sizeof rows[0]; i++)
+        for (int k = 0; k < STATE_MAX && r->optimizer == rows[i].optimizer; k++) {
+            assert_true(tensor_present(r->state[k]) == (k < rows[i].count));
+            if (k >= rows[i].count) continue;
+            for (int dim = 0; dim < 3; dim++) assert_int_equal(r->state[k].shape[dim], matrices.shape[dim]);
+            assert_int_equal(r->state[k].shape[3], rows[i].columns[k] ? rows[i].columns[k] : matrices.shape[3]);
+        }
 }
 
 static void hidden_matrices_go_to_the_chosen_optimizer_and_the_rest_to_adamw(void **state) {
@@ -188,7 +198,7 @@ static void hidden_matrices_go_to_the_chosen_optimizer_and_the_rest_to_adamw(voi
             assert_int_equal(r->optimizer, params_is_hidden_matrix(kind) ? config.matrices : OPTIMIZER_ADAMW);
             assert_true(r->decay == (vector ? 0.0f : .1f));
             assert_int_equal(r->split, SPLIT_WHOLE);
-            check_second_moment(r);
+            check_state(&toy, r);
         }
         close_toy(&toy);
     }
@@ -299,7 +309,7 @@ static void scales_follow_rows_and_columns_of_what_is_orthogonalized(void **stat
 }
 
 /* r = 2/6. Scales without muP are in the test above. */
-static void mup_scales_what_the_table_of_routing_c_says(void **state) {
+static void mup_scales_what_the_table_of_scale_c_says(void **state) {
     (void)state;
     const double r = 1. / 3, root = sqrt(r), up_rms = .63245553, up_original = 1.29099445, fixed = .2 * sqrt(60);
     const struct {
@@ -331,6 +341,35 @@ static void mup_scales_what_the_table_of_routing_c_says(void **state) {
                         (double)find_route(&toy, "norm1", 0)->scale, (double)find_route(&toy, "normf", 0)->scale};
         assert_close(optimizer_name(rows[i].optimizer), got, (double[]){rows[i].up, rows[i].embed, 1, r}, 4,
                      (Tolerance){.relative = 1e-6});
+        close_toy(&toy);
+    }
+}
+
+/* step 3, |U|_2 = 2, decay .5; up is (10,6). */
+static void decay_bounds_weights_by_what_updates_are_like(void **state) {
+    (void)state;
+    static const struct {
+        OptimizerKind optimizer;
+        double bound; /* NaN: none */
+        bool orthogonal;
+    } rows[] = {{OPTIMIZER_MUON, 12, true},          {OPTIMIZER_NORMUON, 12, false},
+                {OPTIMIZER_ADAMUON, 12, false},      {OPTIMIZER_ADAMW, 46.4758002, false},
+                {OPTIMIZER_LION, 46.4758002, false}, {OPTIMIZER_SGD, (double)NAN, false}};
+    for (size_t i = 0; i < sizeof rows / sizeof rows[0]; i++) {
+        OptimizerConfig config = default_config();
+        config.matrices = rows[i].optimizer;
+        Toy toy;
+        open_toy(&toy, "fp32", &config);
+        Optimizer *opt = &toy.opt;
+        const Route *up = find_route(&toy, "up", 0);
+        double bound = optimizer_decay_bound(opt, up, 3, 2, .5);
+        assert_close("bound", &bound, &rows[i].bound, 1, (Tolerance){.relative = 1e-6});
+        assert_true(isnan(optimizer_decay_bound(opt, up, 3, 2, 0)));
+        assert_int_equal(optimizer_is_orthogonal(opt, rows[i].optimizer), rows[i].orthogonal);
+        opt->config.muon.orthogonalize = ORTHOGONALIZE_SCHATTEN;
+        assert_false(optimizer_is_orthogonal(opt, rows[i].optimizer));
+        opt->config.cautious_decay = true;
+        assert_true(isnan(optimizer_decay_bound(opt, up, 3, 2, .5)));
         close_toy(&toy);
     }
 }
@@ -444,8 +483,8 @@ static void sum_and_ema_make_the_same_updates_at_constant_mu(void **state) {
         Toy a, b;
         double *of_sum = weights_after(&sum, 4, &a), *of_ema = weights_after(&ema, 4, &b);
         assert_close("weights", of_ema, of_sum, a.params.elements, (Tolerance){.absolute = 2e-6});
-        Tensor m = find_route(&a, "up", 0)->momentum; /* yet ema = (1 - mu) sum: not to be mixed up in checkpoints */
-        double small = test_get(&b.be, find_route(&b, "up", 0)->momentum, 3), large = .05 * test_get(&a.be, m, 3);
+        Tensor m = find_route(&a, "up", 0)->state[0]; /* yet ema = (1 - mu) sum: not to be mixed up in checkpoints */
+        double small = test_get(&b.be, find_route(&b, "up", 0)->state[0], 3), large = .05 * test_get(&a.be, m, 3);
         assert_close("momentum", &small, &large, 1, (Tolerance){.relative = 1e-5});
         close_toy(&a);
         close_toy(&b);
@@ -524,7 +563,7 @@ static void the_clipping_factor_scales_every_gradient(void **state) {
     assert_tensors_close("weights", &clipped.be, clipped.params.master, &scaled.be, scaled.params.master,
                          (Tolerance){.absolute = 1e-7});
     const Route *a = find_route(&clipped, "up", 0), *b = find_route(&scaled, "up", 0);
-    assert_tensors_close("momentum", &clipped.be, a->momentum, &scaled.be, b->momentum, (Tolerance){.relative = 1e-6});
+    assert_tensors_close("momentum", &clipped.be, a->state[0], &scaled.be, b->state[0], (Tolerance){.relative = 1e-6});
     close_toy(&clipped);
     close_toy(&scaled);
 }
@@ -594,7 +633,7 @@ static void the_gradient_norm_is_that_of_all_parameters_and_shows_a_nan(void **s
 
 /* Checks each update against the step that it stands for: W = (1 - lr wd) W' - lr scale U. */
 typedef struct {
-    Toy *toy;
+    Toy *toy, *twin;      /* the same before the step */
     const double *before; /* master, before the step */
     double lr;
     int64_t announced, elements; /* seen so far, before and after their steps */
@@ -603,9 +642,9 @@ typedef struct {
 static void check_adamw_update(Toy *toy, const UpdateEvent *e) {
     const AdamwConfig *c = &toy->config.adamw;
     Backend *be = &toy->be;
-    double *u = test_read(be, e->update), *m = test_read(be, e->momentum), *v = test_read(be, e->route->second);
-    for (int64_t i = 0; i < tensor_numel(e->update); i++) {
-        double expected = m[i] / (1 - c->beta1) / (sqrt(v[i] / (1 - c->beta2)) + c->eps);
+    double *u = test_read(be, e->update), *m = test_read(be, e->momentum), *v = test_read(be, e->route->state[1]);
+    for (int64_t i = 0; i < tensor_numel(e->update); i++) { /* of the second step */
+        double expected = m[i] / (1 - pow(c->beta1, 2)) / (sqrt(v[i] / (1 - pow(c->beta2, 2))) + c->eps);
         assert_close("update", &u[i], &expected, 1, (Tolerance){.relative = 1e-5});
     }
 }
@@ -616,16 +655,18 @@ static void note_update(void *context, const UpdateEvent *e) {
     ParamTable *p = &toy->params;
     int64_t start = (float *)e->weights.data - (float *)p->master.data;
     assert_true(params_is_hidden_matrix(&p->kinds[e->route->kind]));
-    assert_true(tensor_same_shape(e->weights, e->route->momentum) && tensor_same_shape(e->weights, e->gradient));
+    assert_true(tensor_same_shape(e->weights, e->momentum) && tensor_same_shape(e->weights, e->gradient));
     assert_ptr_equal(e->gradient.data, (float *)p->grad.data + start);
     if (e->moment == UPDATE_COMES) {
-        assert_false(tensor_present(e->momentum) || tensor_present(e->update));
+        assert_false(tensor_present(e->update));
+        const Route *old = find_route(o->twin, p->kinds[e->route->kind].name, e->route->first);
+        assert_tensors_close("momentum", &toy->be, e->momentum, &o->twin->be, old->state[0], (Tolerance){0});
         for (int64_t i = 0; i < e->weights.shape[3]; i++)
             assert_true(test_get(&toy->be, e->weights, i) == o->before[start + i]);
         o->announced += tensor_numel(e->weights);
         return;
     }
-    assert_true(tensor_same_shape(e->momentum, e->update) && tensor_same_shape(e->momentum, e->route->momentum));
+    assert_true(tensor_same_shape(e->momentum, e->update) && e->momentum.data == e->route->state[0].data);
     o->elements += tensor_numel(e->update);
     if (e->route->optimizer == OPTIMIZER_ADAMW) check_adamw_update(toy, e);
     assert_close("keep", &e->keep, &(double){1 - o->lr * toy->config.weight_decay}, 1, (Tolerance){.absolute = 1e-9});
@@ -646,12 +687,13 @@ static int64_t hidden_elements(const ParamTable *p) {
     return count;
 }
 
+/* The second step, so that there is a momentum before it. */
 static void check_observer(const OptimizerConfig *config, double lr) {
     Toy watched, plain;
-    open_toy(&watched, "fp32", config);
-    open_toy(&plain, "fp32", config);
-    Observed o = {.toy = &watched, .before = test_read(&watched.be, watched.params.master), .lr = lr};
-    StepNumbers numbers = numbers_of(&watched, 1);
+    weights_after(config, 1, &watched);
+    weights_after(config, 1, &plain);
+    Observed o = {.toy = &watched, .twin = &plain, .before = test_read(&watched.be, watched.params.master), .lr = lr};
+    StepNumbers numbers = numbers_of(&watched, 2);
     numbers.lr = lr;
     optimizer_step(&watched.opt, &numbers, note_update, &o);
     optimizer_step(&plain.opt, &numbers, NULL, NULL);
@@ -660,9 +702,8 @@ static void check_observer(const OptimizerConfig *config, double lr) {
     assert_tensors_close("weights", &watched.be, watched.params.master, &plain.be, plain.params.master, (Tolerance){0});
     for (int i = 0; i < plain.opt.route_count; i++) {
         const Route *a = &watched.opt.routes[i], *b = &plain.opt.routes[i];
-        assert_tensors_close("momentum", &watched.be, a->momentum, &plain.be, b->momentum, (Tolerance){0});
-        if (tensor_present(b->second))
-            assert_tensors_close("second", &watched.be, a->second, &plain.be, b->second, (Tolerance){0});
+        for (int k = 0; k < STATE_MAX && tensor_present(b->state[k]); k++)
+            assert_tensors_close("state", &watched.be, a->state[k], &plain.be, b->state[k], (Tolerance){0});
     }
     close_toy(&watched);
     close_toy(&plain);
@@ -705,10 +746,15 @@ static void count_passes(void *context, const UpdateEvent *event) {
  * have the sign of their gradient, and of Muon and its kin an rms of .2. */
 static void a_run_too_large_for_one_pass_comes_in_several(void **state) {
     (void)state;
-    for (int matrices = 0; matrices < OPTIMIZER_COUNT; matrices++) {
-        const bool pairs = matrices == OPTIMIZER_MUON || matrices == OPTIMIZER_NORMUON || matrices == OPTIMIZER_ADAMUON;
+    static const struct {
+        OptimizerKind optimizer;
+        bool pairs;
+    } rows[] = {{OPTIMIZER_MUON, true}, {OPTIMIZER_NORMUON, true}, {OPTIMIZER_ADAMUON, true},
+                {OPTIMIZER_SGD, false}, {OPTIMIZER_LION, false},   {OPTIMIZER_ADAMW, false}};
+    for (size_t r = 0; r < sizeof rows / sizeof rows[0]; r++) {
+        const bool pairs = rows[r].pairs;
         OptimizerConfig config = default_config();
-        config.matrices = (OptimizerKind)matrices;
+        config.matrices = rows[r].optimizer;
         config.muon.nesterov = false;
         config.muon.coefficients.count = 1, config.muon.iterations = 1;
         snprintf(config.muon.coefficients.set, NAME_SIZE, "cubic");
@@ -844,7 +890,8 @@ int main(void) {
         cmocka_unit_test(options_that_do_not_fit_the_model_are_refused_by_name),
         cmocka_unit_test(any_block_may_go_to_sgd_lion_or_adamw),
         cmocka_unit_test(scales_follow_rows_and_columns_of_what_is_orthogonalized),
-        cmocka_unit_test(mup_scales_what_the_table_of_routing_c_says),
+        cmocka_unit_test(mup_scales_what_the_table_of_scale_c_says),
+        cmocka_unit_test(decay_bounds_weights_by_what_updates_are_like),
         cmocka_unit_test(the_printed_table_has_a_line_for_every_route),
         cmocka_unit_test(three_steps_agree_with_pytorch),
         cmocka_unit_test(sum_and_ema_make_the_same_updates_at_constant_mu),

@@ -7,6 +7,7 @@
 #include <math.h>
 #include <stdlib.h>
 
+#include "optim/coefficients.h"
 #include "optim/orthogonalize.h"
 
 enum { SMALL_MAX = 32 };
@@ -121,7 +122,7 @@ static void run_one(Backend *be, const MuonConfig *config, int64_t rows, int64_t
 
 static void every_set_maps_singular_values_into_its_interval_and_fills_it(void **state) {
     (void)state;
-    for (int i = 0; i < coefficient_set_count; i++) {
+    for (int i = 0; i < COEFFICIENTS_COUNT; i++) {
         const CoefficientSet *set = &coefficient_sets[i];
         double low = (double)INFINITY, high = -low;
         for (int k = 0; k <= 100000; k++) {
@@ -130,19 +131,19 @@ static void every_set_maps_singular_values_into_its_interval_and_fills_it(void *
             high = fmax(high, value);
         }
         if (low < set->low || low > set->low + .0015 || high > set->high + 1e-9 || high < set->high - .0015)
-            fail_msg("%s maps [.01, 1] onto [%.5f, %.5f], its row says [%g, %g]", set->name, low, high, set->low,
-                     set->high);
+            fail_msg("%s maps [.01, 1] onto [%.5f, %.5f], its row says [%g, %g]", coefficient_set_name(set), low, high,
+                     set->low, set->high);
     }
 }
 
 static void every_set_can_be_named_in_the_config(void **state) {
     (void)state;
-    for (int i = 0; i < coefficient_set_count; i++) {
+    for (int i = 0; i < COEFFICIENTS_COUNT; i++) {
         char option[128];
         Config config;
-        snprintf(option, sizeof option, "optimizer.muon.coefficients=%s", coefficient_sets[i].name);
+        snprintf(option, sizeof option, "optimizer.muon.coefficients=%s", coefficient_set_name(&coefficient_sets[i]));
         assert_ok(config_load(&config, NULL, 1, (char *[]){option}));
-        assert_string_equal(config.optimizer.muon.coefficients.set, coefficient_sets[i].name);
+        assert_string_equal(config.optimizer.muon.coefficients.set, coefficient_set_name(&coefficient_sets[i]));
     }
 }
 
@@ -155,7 +156,8 @@ static void an_unknown_set_is_refused_with_the_names_of_all(void **state) {
     Status status = orthogonalizer_plan(&o, &config, &be);
     assert_fails(status, STATUS_BAD_INPUT, "optimizer.muon.coefficients");
     assert_fails(status, STATUS_BAD_INPUT, "\"fancy\"");
-    for (int i = 0; i < coefficient_set_count; i++) assert_fails(status, STATUS_BAD_INPUT, coefficient_sets[i].name);
+    for (int i = 0; i < COEFFICIENTS_COUNT; i++)
+        assert_fails(status, STATUS_BAD_INPUT, coefficient_set_name(&coefficient_sets[i]));
     test_close(&be);
 }
 
@@ -178,7 +180,7 @@ static void check_set(Backend *be, const CoefficientSet *set, int64_t rows, int6
     double *matrix = malloc((size_t)(rows * columns) * sizeof *matrix);
     double *expected = malloc((size_t)(rows * columns) * sizeof *expected);
     compose(&f, f.sigma, matrix);
-    MuonConfig config = config_of(set->name);
+    MuonConfig config = config_of(coefficient_set_name(set));
     run_one(be, &config, rows, columns, matrix);
 
     double norm = 0, image[SMALL_MAX], got[SMALL_MAX];
@@ -188,10 +190,11 @@ static void check_set(Backend *be, const CoefficientSet *set, int64_t rows, int6
     singular_values(got, matrix, rows, columns);
     for (int64_t i = 0; i < f.small; i++)
         if (!(got[i] >= set->low - rounding.interval && got[i] <= set->high + rounding.interval))
-            fail_msg("%s, (%lld,%lld): singular value %lld is %g, not in [%g, %g]", set->name, (long long)rows,
-                     (long long)columns, (long long)i, got[i], set->low, set->high);
+            fail_msg("%s, (%lld,%lld): singular value %lld is %g, not in [%g, %g]", coefficient_set_name(set),
+                     (long long)rows, (long long)columns, (long long)i, got[i], set->low, set->high);
     compose(&f, image, expected);
-    assert_close(set->name, matrix, expected, rows * columns, (Tolerance){.absolute = rounding.elements + extra});
+    assert_close(coefficient_set_name(set), matrix, expected, rows * columns,
+                 (Tolerance){.absolute = rounding.elements + extra});
     free(matrix);
     free(expected);
     free_factors(&f);
@@ -201,7 +204,7 @@ static void check_all_sets(const char *device, const char *precision, Rounding r
     Backend be;
     test_open(&be, device, precision);
     test_reserve(&be, (OpLimits){.width = 64});
-    for (int i = 0; i < coefficient_set_count; i++)
+    for (int i = 0; i < COEFFICIENTS_COUNT; i++)
         for (int s = 0; s < SHAPES; s++) check_set(&be, &coefficient_sets[i], shapes[s][0], shapes[s][1], rounding);
     test_close(&be);
 }
@@ -232,16 +235,16 @@ static void no_set_diverges_on_matrices_of_rank_one_in_bf16(void **state) {
     enum { N = 6, M_MAX = 60 };
     Backend be;
     test_open(&be, "ref", "bf16");
-    for (int i = 0; i < coefficient_set_count; i++)
+    for (int i = 0; i < COEFFICIENTS_COUNT; i++)
         for (uint64_t seed = 0; seed < 20; seed++) {
             int M = seed % 2 ? M_MAX : 10; /* those that run in fp32: in the Gram form and in the plain one */
             double matrix[N * M_MAX], sigma[N];
             for (int r = 0; r < N; r++)
                 for (int c = 0; c < M; c++) matrix[r * M + c] = test_uniform(seed, r) * test_uniform(seed, N + c);
-            MuonConfig config = config_of(coefficient_sets[i].name);
+            MuonConfig config = config_of(coefficient_set_name(&coefficient_sets[i]));
             run_one(&be, &config, N, M, matrix);
             singular_values(sigma, matrix, N, M);
-            if (!(sigma[0] < 1.3)) fail_msg("%s: %g", coefficient_sets[i].name, sigma[0]);
+            if (!(sigma[0] < 1.3)) fail_msg("%s: %g", coefficient_set_name(&coefficient_sets[i]), sigma[0]);
         }
     test_close(&be);
 }
@@ -251,14 +254,15 @@ static void coefficients_that_would_diverge_in_bf16_run_in_fp32(void **state) {
     static const char *const fp32_only[] = {"su", "cans"};
     Backend be;
     test_open(&be, "ref", "bf16");
-    for (int i = 0; i < coefficient_set_count; i++) {
+    for (int i = 0; i < COEFFICIENTS_COUNT; i++) {
         Orthogonalizer o;
-        MuonConfig config = config_of(coefficient_sets[i].name);
+        MuonConfig config = config_of(coefficient_set_name(&coefficient_sets[i]));
         assert_ok(orthogonalizer_plan(&o, &config, &be));
         bool fp32 = false;
-        for (size_t k = 0; k < 2; k++) fp32 = fp32 || strcmp(coefficient_sets[i].name, fp32_only[k]) == 0;
+        for (size_t k = 0; k < 2; k++)
+            fp32 = fp32 || strcmp(coefficient_set_name(&coefficient_sets[i]), fp32_only[k]) == 0;
         if (o.dtype != (fp32 ? DTYPE_F32 : DTYPE_BF16))
-            fail_msg("%s runs in %s", coefficient_sets[i].name, dtype_name(o.dtype));
+            fail_msg("%s runs in %s", coefficient_set_name(&coefficient_sets[i]), dtype_name(o.dtype));
     }
     test_close(&be);
 }
@@ -481,16 +485,16 @@ static void given_triples_work_like_the_set_that_has_them(void **state) {
     (void)state;
     Backend be;
     test_open(&be, "ref", "fp32");
-    for (int i = 0; i < coefficient_set_count; i++) {
+    for (int i = 0; i < COEFFICIENTS_COUNT; i++) {
         const CoefficientSet *set = &coefficient_sets[i];
-        MuonConfig named = config_of(set->name), given = config_of("");
+        MuonConfig named = config_of(coefficient_set_name(set)), given = config_of("");
         given.coefficients.count = set->count;
         memcpy(given.coefficients.triples, set->triples, sizeof set->triples);
         double a[6 * 5], b[6 * 5];
         for (int k = 0; k < 6 * 5; k++) a[k] = b[k] = test_uniform(6, k);
         run_one(&be, &named, 6, 5, a);
         run_one(&be, &given, 6, 5, b);
-        assert_close(set->name, a, b, 6 * 5, (Tolerance){0});
+        assert_close(coefficient_set_name(set), a, b, 6 * 5, (Tolerance){0});
     }
     test_close(&be);
 }
