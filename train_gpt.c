@@ -60,7 +60,7 @@ static Status update_weights(Trainer *t, StepReport *r) {
     optimizer_step(&t->optimizer, &numbers, observer, t);
     if (t->config.qk_clip.enabled)
         r->clip_count =
-            qk_clip_apply(&t->backend, &t->gpt.params, &t->config.qk_clip, t->gpt.K, t->max_logit, t->clips);
+            qk_clip_apply(&t->backend, &t->gpt.params, &t->config.qk_clip, t->max_logit, t->clips);
     measure_clips(t, t->clips, r->clip_count);
     trainer_stop_optimizer(t, r);
     return t->backend.failure; /* the device may still be at work: the next step's read-back waits for it, too */

@@ -104,7 +104,7 @@ Status session_step(Session *s, StepSeconds *seconds) {
     trainer_start_optimizer(t);
     optimizer_step(&t->optimizer, &numbers, NULL, NULL);
     if (t->config.qk_clip.enabled)
-        qk_clip_apply(&t->backend, &t->gpt.params, &t->config.qk_clip, t->gpt.K, t->max_logit, t->clips);
+        qk_clip_apply(&t->backend, &t->gpt.params, &t->config.qk_clip, t->max_logit, t->clips);
     trainer_stop_optimizer(t, &r);
     s->optimizer_seconds = r.optimizer_seconds;
     seconds->optimizer += lap(s, &mark);

@@ -156,11 +156,12 @@ int64_t measure_blocks_state(Trainer *t, NamedTensor *tensors) {
             if (!tensors) continue;
             NamedTensor *entry = &tensors[count];
             entry->tensor = optimizer_state_tensor(&m->shadows[i], j, entry->name, sizeof entry->name);
+            entry->optional = true;
         }
     }
     if (!tensors) return count + 1;
     op_fill(&t->backend, m->shadow_count, (float)m->shadow_updates);
-    tensors[count] = (NamedTensor){.name = "shadow.updates", .tensor = m->shadow_count};
+    tensors[count] = (NamedTensor){.name = "shadow.updates", .tensor = m->shadow_count, .optional = true};
     return count + 1;
 }
 

@@ -28,7 +28,7 @@ static Status take_step(Trainer *t) {
     measure_gradient(t, &numbers); /* of all measurements, what every step does */
     optimizer_step(&t->optimizer, &numbers, NULL, NULL);
     if (t->config.qk_clip.enabled)
-        qk_clip_apply(&t->backend, &t->gpt.params, &t->config.qk_clip, t->gpt.K, t->max_logit, t->clips);
+        qk_clip_apply(&t->backend, &t->gpt.params, &t->config.qk_clip, t->max_logit, t->clips);
     return backend_sync(&t->backend);
 }
 
