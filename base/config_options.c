@@ -8,6 +8,8 @@
 #include <stdio.h>
 #include <string.h>
 
+#include "base/roles.h"
+
 #define PLACE(member)        .path = #member, .offset = offsetof(Config, member), .size = sizeof(((Config *)0)->member)
 #define WHOLE(member)        .type = OPTION_WHOLE, PLACE(member)
 #define REAL(member)         .type = OPTION_REAL, PLACE(member)
@@ -38,9 +40,8 @@ static Choices orthogonalizers = {"newton-schulz", "svd", "schatten", NULL};
 static Choices coefficient_sets = {COEFFICIENT_LIST(COEFFICIENTS_NAME) NULL};
 static Choices newton_schulz_forms = {"auto", "plain", "symmetric", "gram", NULL};
 static Choices update_scales = {"rms", "original", "spectral", "none", NULL};
-static Choices head_blocks = {"q", "q_rope", "k", "v", "o", NULL};
-static Choices hidden_blocks = {"q",       "q_rope", "k",    "v",  "o",    "q_down",
-                                "kv_down", "k_rope", "gate", "up", "down", NULL};
+static Choices head_blocks = {HEAD_ROLES(ROLE_NAME) NULL};
+static Choices hidden_blocks = {HIDDEN_ROLES(ROLE_NAME) NULL};
 static Choices planned_gpus = {"A100", "H100", "H200", "4090", "B200", NULL};
 
 const Section config_sections[] = {

@@ -30,7 +30,9 @@ Status checkpoint_path(char *buffer, const char *run_dir, int64_t step);
 
 /* Writes the checkpoint `dir`, with its parents; one that is there already is replaced. After a failure whatever was
  * there before is still there, but for a file system that cannot swap two folders and fails between removing the old
- * one and renaming the new. optimizer: f32, contiguous, in the backend's memory, uniquely named. */
+ * one and renaming the new. optimizer: f32, contiguous, in the backend's memory, uniquely named: the optimizer's after
+ * a block ("layers.3.q.m", "embed.m"), optional ones of measurements after their group ("shadow.updates"), which is no
+ * block's name. */
 Status checkpoint_save(const char *dir, const Gpt *gpt, const CheckpointState *state, const NamedTensor *optimizer,
                        int64_t optimizer_count);
 
@@ -42,8 +44,9 @@ Status checkpoint_verify(const char *dir, CheckpointState *state);
 Status checkpoint_find_newest_intact(const char *run_dir, char *dir, FILE *notes);
 
 /* Master weights and working copies, and the optimizer's tensors; optimizer NULL: the weights alone. Verifies the
- * files, then every name and shape, before the first weight changes. Tensors named "shadow.*" are loaded if the file
- * has all of them, and left alone otherwise; a file may have some that are not asked for. */
+ * files, then every name and shape, before the first weight changes: the file has every tensor asked for, and none of a
+ * block that is not. A group of optional tensors is loaded if the file has all of it in these shapes, and left alone
+ * otherwise; the file's own groups that nobody asks for are passed over. */
 Status checkpoint_load(const char *dir, Gpt *gpt, CheckpointState *state, const NamedTensor *optimizer,
                        int64_t optimizer_count);
 

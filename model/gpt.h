@@ -7,52 +7,46 @@
  *
  * Letters: B batch, T context, N = B*T, C width, H heads, K key/value heads, D head size of queries and keys, E of
  * values, R the part of D that rope turns, F mlp width, V vocabulary, L layers. Multi-head attention has D = E = R =
- * C/H. The model holds activations for one micro-batch; gradients accumulate over micro-batches.
- *
- * Multi-head latent attention (model.attention "mla"; DeepSeek-V2 2024, section 2.1 and appendix C; DeepSeek-V3 2024,
- * section 2.1.1) makes queries, keys and values from low-rank latent vectors, and one rotated key k^R for all heads,
- * D = nope + R:
- *
- *      c^Q  = rmsnorm(W^DQ x)       q^C = W^UQ c^Q      q^R = rope(W^QR c^Q)      q = [q^C | q^R] of each head
- *      c^KV = rmsnorm(W^DKV x)      k^C = W^UK c^KV     k^R = rope(W^KR x)        k = [k^C | k^R]
- *                                   v   = W^UV c^KV     with q_rank 0: c^Q = x
- *
- * W^DQ, W^DKV and W^KR are stored as one matrix, W^UQ and W^QR as one, W^UK and W^UV as one; each is a block of its
- * own. The norms of the latent vectors have an epsilon of their own, 1e-6, as in transformers' DeepSeek-V3.
+ * C/H; latent attention (model/attention_mla.c) has sizes of its own. The model holds activations for one micro-batch;
+ * gradients accumulate over micro-batches.
  */
 #pragma once
 
 #include "base/config.h"
 #include "model/params.h"
 
+/* Weights; their rows, with shapes, are in model/weights.c and with the attention variants. */
 typedef enum {
-    PARAM_WTE,   /* (V,C) */
-    PARAM_WPE,   /* (T,C), learned positions */
-    PARAM_NORM1, /* (L,C) */
+    PARAM_NONE, /* where a layer has no bias */
+    PARAM_WTE,
+    PARAM_WPE,
+    PARAM_NORM1,
     PARAM_NORM1_BIAS,
-    PARAM_QKV, /* (L,(H+2K)D,C): rows of q, then k, then v */
+    PARAM_QKV,
     PARAM_QKV_BIAS,
-    PARAM_Q_NORM, /* (L,D), qk_norm */
+    PARAM_Q_NORM,
     PARAM_K_NORM,
-    PARAM_OUT, /* (L,C,HD) */
+    PARAM_LATENT,
+    PARAM_Q_LATENT_NORM,
+    PARAM_Q_UP,
+    PARAM_KV_LATENT_NORM,
+    PARAM_KV_UP,
+    PARAM_OUT,
     PARAM_OUT_BIAS,
     PARAM_NORM2,
     PARAM_NORM2_BIAS,
-    PARAM_UP, /* (L,F,C), or gate and up stacked (L,2F,C) */
+    PARAM_UP,
     PARAM_UP_BIAS,
-    PARAM_DOWN, /* (L,C,F) */
+    PARAM_DOWN,
     PARAM_DOWN_BIAS,
-    PARAM_NORMF, /* (C) */
+    PARAM_NORMF,
     PARAM_NORMF_BIAS,
-    PARAM_HEAD, /* (V,C), separate head */
-    /* mla, instead of qkv: */
-    PARAM_LATENT,         /* (L,q_rank+kv_rank+R,C): rows of c^Q, then c^KV, then k^R */
-    PARAM_Q_LATENT_NORM,  /* (L,q_rank) */
-    PARAM_Q_UP,           /* (L,H(nope+R),q_rank or C): rows of all heads' q^C, then of all heads' q^R */
-    PARAM_KV_LATENT_NORM, /* (L,kv_rank) */
-    PARAM_KV_UP,          /* (L,H(nope+E),kv_rank): rows of all heads' k^C, then of all heads' v */
+    PARAM_HEAD,
     GPT_PARAM_COUNT
 } GptParam;
+
+typedef struct WeightRow WeightRow;               /* model/weights.h */
+typedef struct AttentionVariant AttentionVariant; /* model/attention.h */
 
 /* Activations that the backward pass reads, one set per layer. */
 typedef struct {
@@ -76,9 +70,11 @@ typedef struct {
     Backend *be;
     ModelConfig config;
     int64_t B, T, N, C, H, K, D, E, R, F, V, L;
+    const AttentionVariant *attention;
     ParamTable params;
-    int index[GPT_PARAM_COUNT]; /* place in params; -1: this model has none */
-    GradientMode gradient_mode; /* of the matrices, in the next backward pass */
+    const WeightRow *rows[PARAM_MAX]; /* what each of params is */
+    int index[GPT_PARAM_COUNT];       /* place in params; -1: this model has none */
+    GradientMode gradient_mode;       /* of the matrices, in the next backward pass */
 
     Arena weights, gradients, activations;
     LayerActivations *layers;   /* L of them, on the host */
@@ -144,3 +140,7 @@ int64_t gpt_parameters(const Gpt *gpt);
  * once. The second term is attention's two products, q kᵀ of size D and p v of size E, over half of the context on
  * average, 2 FLOPs each in forward and 4 in backward; multi-head attention, with H D = H E = C, has 6 L C T. */
 double gpt_flops_per_token(const Gpt *gpt);
+const char *gpt_flops_formula(const Gpt *gpt);
+
+/* Its heads in words: "4 key/value". Returns the buffer. */
+char *gpt_describe_heads(const Gpt *gpt, char *buffer, int64_t size);

@@ -1,11 +1,5 @@
-/* Names of tensors and config.json for Hugging Face transformers; see huggingface.h.
- *
- * One table per naming: a row maps a parameter, or the part of its rows with a name of its own, to a name, in which *
- * stands for the layer. Rows of parameters that a model does not have are passed over.
- *
- *      qkv (L,(H+2K)D,C)       | q_proj H*D rows | k_proj K*D | v_proj K*D |
- *      up  (L,2F,C) or (L,F,C) | gate_proj F rows, if gated | up_proj F rows |
- *      latent                  | q_a_proj q_rank rows, if any | kv_a_proj_with_mqa kv_rank + R rows |
+/* Names of tensors and config.json for Hugging Face transformers; see huggingface.h. The names, and which rows of a
+ * parameter have one of their own, are in the rows of the weights.
  *
  * DeepSeek stores what comes from the latent vectors head by head, where ours has all heads' first parts first (blocks
  * are runs of rows):
@@ -22,6 +16,7 @@
 #include <string.h>
 
 #include "base/file.h"
+#include "model/weights.h"
 
 /* ---- architectures ---------------------------------------------------------------------------------------------- */
 
@@ -38,13 +33,14 @@ static const FamilyRow families[] = {
 };
 
 static Family family_of(const ModelConfig *c) {
-    bool plain = c->attention_softcap == 0;
     bool gpt2 = c->norm == NORM_LAYERNORM && c->position == POSITION_LEARNED && c->mlp == MLP_GELU;
     bool llama = c->norm == NORM_RMSNORM && c->position == POSITION_ROPE && c->mlp == MLP_SWIGLU;
-    if (c->attention == ATTENTION_MLA) return plain && llama ? FAMILY_DEEPSEEK : FAMILY_OWN;
-    if (plain && gpt2 && c->bias && c->tie_embeddings && !c->qk_norm && c->kv_heads == c->heads) return FAMILY_GPT2;
-    if (plain && llama && !c->qk_norm) return FAMILY_LLAMA;
-    if (plain && llama && !c->bias) return FAMILY_QWEN3;
+    if (c->attention_softcap != 0) return FAMILY_OWN;
+    if (llama && c->attention == ATTENTION_MLA) return FAMILY_DEEPSEEK;
+    if (c->attention != ATTENTION_MHA) return FAMILY_OWN;
+    if (gpt2 && c->bias && c->tie_embeddings && !c->qk_norm && c->kv_heads == c->heads) return FAMILY_GPT2;
+    if (llama && !c->qk_norm) return FAMILY_LLAMA;
+    if (llama && !c->bias) return FAMILY_QWEN3;
     return FAMILY_OWN;
 }
 
@@ -54,157 +50,53 @@ const char *huggingface_architecture(const ModelConfig *config) {
 
 /* ---- tensors ---------------------------------------------------------------------------------------------------- */
 
-typedef enum {
-    PART_ALL,
-    PART_Q,
-    PART_K,
-    PART_V,
-    PART_GATE,
-    PART_UP,
-    PART_Q_DOWN,
-    PART_KV_DOWN,
-    PART_Q_DIRECT, /* all, of a matrix that reads the residual stream */
-    PART_Q_LATENT  /* all, of one that reads a latent vector */
-} Part;
-
-typedef struct {
-    GptParam param;
-    Part part;
-    const char *name;
-    bool transposed; /* GPT-2's Conv1D holds (in, out) */
-} NameRow;
-
-static const NameRow gpt2_names[] = {
-    {PARAM_WTE, PART_ALL, "transformer.wte.weight", false},
-    {PARAM_WPE, PART_ALL, "transformer.wpe.weight", false},
-    {PARAM_NORM1, PART_ALL, "transformer.h.*.ln_1.weight", false},
-    {PARAM_NORM1_BIAS, PART_ALL, "transformer.h.*.ln_1.bias", false},
-    {PARAM_QKV, PART_ALL, "transformer.h.*.attn.c_attn.weight", true},
-    {PARAM_QKV_BIAS, PART_ALL, "transformer.h.*.attn.c_attn.bias", false},
-    {PARAM_OUT, PART_ALL, "transformer.h.*.attn.c_proj.weight", true},
-    {PARAM_OUT_BIAS, PART_ALL, "transformer.h.*.attn.c_proj.bias", false},
-    {PARAM_NORM2, PART_ALL, "transformer.h.*.ln_2.weight", false},
-    {PARAM_NORM2_BIAS, PART_ALL, "transformer.h.*.ln_2.bias", false},
-    {PARAM_UP, PART_ALL, "transformer.h.*.mlp.c_fc.weight", true},
-    {PARAM_UP_BIAS, PART_ALL, "transformer.h.*.mlp.c_fc.bias", false},
-    {PARAM_DOWN, PART_ALL, "transformer.h.*.mlp.c_proj.weight", true},
-    {PARAM_DOWN_BIAS, PART_ALL, "transformer.h.*.mlp.c_proj.bias", false},
-    {PARAM_NORMF, PART_ALL, "transformer.ln_f.weight", false},
-    {PARAM_NORMF_BIAS, PART_ALL, "transformer.ln_f.bias", false},
-};
-
-static const NameRow llama_names[] = {
-    {PARAM_WTE, PART_ALL, "model.embed_tokens.weight", false},
-    {PARAM_WPE, PART_ALL, "model.embed_positions.weight", false},
-    {PARAM_NORM1, PART_ALL, "model.layers.*.input_layernorm.weight", false},
-    {PARAM_NORM1_BIAS, PART_ALL, "model.layers.*.input_layernorm.bias", false},
-    {PARAM_QKV, PART_Q, "model.layers.*.self_attn.q_proj.weight", false},
-    {PARAM_QKV, PART_K, "model.layers.*.self_attn.k_proj.weight", false},
-    {PARAM_QKV, PART_V, "model.layers.*.self_attn.v_proj.weight", false},
-    {PARAM_QKV_BIAS, PART_Q, "model.layers.*.self_attn.q_proj.bias", false},
-    {PARAM_QKV_BIAS, PART_K, "model.layers.*.self_attn.k_proj.bias", false},
-    {PARAM_QKV_BIAS, PART_V, "model.layers.*.self_attn.v_proj.bias", false},
-    {PARAM_Q_NORM, PART_ALL, "model.layers.*.self_attn.q_norm.weight", false},
-    {PARAM_K_NORM, PART_ALL, "model.layers.*.self_attn.k_norm.weight", false},
-    {PARAM_LATENT, PART_Q_DOWN, "model.layers.*.self_attn.q_a_proj.weight", false},
-    {PARAM_LATENT, PART_KV_DOWN, "model.layers.*.self_attn.kv_a_proj_with_mqa.weight", false},
-    {PARAM_Q_LATENT_NORM, PART_ALL, "model.layers.*.self_attn.q_a_layernorm.weight", false},
-    {PARAM_Q_UP, PART_Q_DIRECT, "model.layers.*.self_attn.q_proj.weight", false},
-    {PARAM_Q_UP, PART_Q_LATENT, "model.layers.*.self_attn.q_b_proj.weight", false},
-    {PARAM_KV_LATENT_NORM, PART_ALL, "model.layers.*.self_attn.kv_a_layernorm.weight", false},
-    {PARAM_KV_UP, PART_ALL, "model.layers.*.self_attn.kv_b_proj.weight", false},
-    {PARAM_OUT, PART_ALL, "model.layers.*.self_attn.o_proj.weight", false},
-    {PARAM_OUT_BIAS, PART_ALL, "model.layers.*.self_attn.o_proj.bias", false},
-    {PARAM_NORM2, PART_ALL, "model.layers.*.post_attention_layernorm.weight", false},
-    {PARAM_NORM2_BIAS, PART_ALL, "model.layers.*.post_attention_layernorm.bias", false},
-    {PARAM_UP, PART_GATE, "model.layers.*.mlp.gate_proj.weight", false},
-    {PARAM_UP, PART_UP, "model.layers.*.mlp.up_proj.weight", false},
-    {PARAM_UP_BIAS, PART_GATE, "model.layers.*.mlp.gate_proj.bias", false},
-    {PARAM_UP_BIAS, PART_UP, "model.layers.*.mlp.up_proj.bias", false},
-    {PARAM_DOWN, PART_ALL, "model.layers.*.mlp.down_proj.weight", false},
-    {PARAM_DOWN_BIAS, PART_ALL, "model.layers.*.mlp.down_proj.bias", false},
-    {PARAM_NORMF, PART_ALL, "model.norm.weight", false},
-    {PARAM_NORMF_BIAS, PART_ALL, "model.norm.bias", false},
-    {PARAM_HEAD, PART_ALL, "lm_head.weight", false},
-};
-
-typedef struct {
-    int64_t first, count;
-} Rows;
-
-static Rows rows_of(const Gpt *g, const Param *p, Part part) {
-    int64_t q = g->H * g->D, kv = g->K * g->D;
-    switch (part) {
-    case PART_Q:
-        return (Rows){0, q};
-    case PART_K:
-        return (Rows){q, kv};
-    case PART_V:
-        return (Rows){q + kv, kv};
-    case PART_GATE:
-        return (Rows){0, p->rows - g->F};
-    case PART_UP:
-        return (Rows){p->rows - g->F, g->F};
-    case PART_Q_DOWN:
-        return (Rows){0, g->config.q_rank};
-    case PART_KV_DOWN:
-        return (Rows){g->config.q_rank, p->rows - g->config.q_rank};
-    case PART_Q_DIRECT:
-        return (Rows){0, g->config.q_rank ? 0 : p->rows};
-    case PART_Q_LATENT:
-        return (Rows){0, g->config.q_rank ? p->rows : 0};
-    default:
-        return (Rows){0, p->rows};
-    }
+static bool is_gpt2(const Gpt *g) {
+    return family_of(&g->config) == FAMILY_GPT2;
 }
 
-static void write_name(char *buffer, const char *pattern, int64_t layer) {
-    const char *star = strchr(pattern, '*');
-    int length = star ? snprintf(buffer, FILE_TENSOR_NAME_SIZE, "%.*s%lld%s", (int)(star - pattern), pattern,
-                                 (long long)layer, star + 1)
-                      : snprintf(buffer, FILE_TENSOR_NAME_SIZE, "%s", pattern);
-    CHECK(length < FILE_TENSOR_NAME_SIZE, "%s is too long", pattern);
+static void write_name(char *buffer, const Gpt *g, bool per_layer, int64_t layer, const char *name) {
+    const char *layers = is_gpt2(g) ? "transformer.h" : "model.layers";
+    int length = per_layer ? snprintf(buffer, FILE_TENSOR_NAME_SIZE, "%s.%lld.%s", layers, (long long)layer, name)
+                           : snprintf(buffer, FILE_TENSOR_NAME_SIZE, "%s", name);
+    CHECK(length < FILE_TENSOR_NAME_SIZE, "%s is too long", name);
 }
 
-int64_t file_tensor_stretches(const FileTensor *t) {
-    return t->heads ? 2 * t->heads : 1;
-}
-
-Tensor file_tensor_stretch(const FileTensor *t, int64_t i) {
-    if (!t->heads) return t->tensor;
-    const int64_t head = i / 2, firsts = t->heads * t->first_rows;
-    const int64_t second_rows = (t->tensor.shape[0] - firsts) / t->heads;
-    return i % 2 ? tensor_slice(t->tensor, 0, firsts + head * second_rows, second_rows)
-                 : tensor_slice(t->tensor, 0, head * t->first_rows, t->first_rows);
-}
-
-static bool goes_by_head(GptParam param) {
-    return param == PARAM_Q_UP || param == PARAM_KV_UP;
-}
-
-/* The tensors of one row of the table, a layer each. */
-static int64_t list_row(const Gpt *g, const NameRow *row, FileTensor *list) {
-    int index = g->index[row->param];
-    if (index < 0) return 0;
-    const Param *p = &g->params.params[index];
-    Rows rows = rows_of(g, p, row->part);
-    if (rows.count == 0) return 0;
+/* The rows [first, first + count) of a parameter, which have a name of their own: a tensor of each layer. */
+static int64_t list_rows(const Gpt *g, int param, int64_t first, int64_t count, const char *name, FileTensor *list) {
+    const Param *p = &g->params.params[param];
+    const WeightRow *row = g->rows[param];
+    if (count == 0) return 0;
     for (int64_t layer = 0; list && layer < p->count; layer++) {
-        Tensor whole = params_tensor(&g->params, g->params.master, index, layer);
-        list[layer] =
-            (FileTensor){.tensor = tensor_slice(whole, 0, rows.first, rows.count), .transposed = row->transposed};
-        if (goes_by_head(row->param)) list[layer].heads = g->H, list[layer].first_rows = g->config.head_nope;
-        write_name(list[layer].name, row->name, layer);
+        Tensor whole = params_tensor(&g->params, g->params.master, param, layer);
+        FileTensor *t = &list[layer];
+        *t = (FileTensor){.tensor = tensor_slice(whole, 0, first, count)};
+        t->transposed = is_gpt2(g) && p->per_layer && !p->vector; /* its Conv1D holds (in, out) */
+        if (row->by_head) t->heads = g->H, t->first_rows = row->parts[0].rows(g) / g->H;
+        write_name(t->name, g, p->per_layer, layer, name);
     }
     return p->count;
 }
 
-int64_t huggingface_tensors(const Gpt *gpt, FileTensor *list) {
-    bool gpt2 = family_of(&gpt->config) == FAMILY_GPT2;
-    const NameRow *names = gpt2 ? gpt2_names : llama_names;
-    size_t rows = gpt2 ? sizeof gpt2_names / sizeof *names : sizeof llama_names / sizeof *names;
+static int64_t list_parts(const Gpt *g, int param, FileTensor *list) {
+    const WeightRow *row = g->rows[param];
+    int64_t first = 0, listed = 0;
+    for (int i = 0; weight_has_part(row, i);) {
+        const char *name = row->parts[i].llama;
+        int64_t rows = row->parts[i].rows(g);
+        for (i++; weight_has_part(row, i) && !row->parts[i].llama; i++) rows += row->parts[i].rows(g);
+        listed += list_rows(g, param, first, rows, name, list ? list + listed : NULL);
+        first += rows;
+    }
+    return listed;
+}
+
+int64_t huggingface_tensors(const Gpt *g, FileTensor *list) {
     int64_t count = 0;
-    for (size_t i = 0; i < rows; i++) count += list_row(gpt, &names[i], list ? list + count : NULL);
+    for (int param = 0; param < g->params.param_count; param++) {
+        FileTensor *next = list ? list + count : NULL;
+        count += is_gpt2(g) ? list_rows(g, param, 0, g->params.params[param].rows, g->rows[param]->gpt2, next)
+                            : list_parts(g, param, next);
+    }
     return count;
 }
 
@@ -334,7 +226,7 @@ Status huggingface_check_config(const ModelConfig *config, const char *path) {
     if (!ours)
         status = status_error(STATUS_OUT_OF_MEMORY, "no memory to compare with %s", path);
     else if (!cJSON_IsObject(theirs))
-        status = status_error(STATUS_BAD_INPUT, "%s: this is no JSON object", path);
+        status = status_error(STATUS_BAD_INPUT, "%s: not a JSON object", path);
     else
         status = compare_configs(ours, theirs, path);
     cJSON_Delete(ours);

@@ -15,21 +15,7 @@
 #pragma once
 
 #include "model/gpt.h"
-
-enum { FILE_TENSOR_NAME_SIZE = 96 };
-
-/* A tensor as it goes into a safetensors file. */
-typedef struct {
-    char name[FILE_TENSOR_NAME_SIZE];
-    Tensor tensor;   /* (rows, columns) or (rows), f32, contiguous, in the backend's memory */
-    bool transposed; /* the file holds (columns, rows) */
-    int64_t heads;   /* 0: the file's rows are in this order. Else it has, head after head, first_rows of the first */
-    int64_t first_rows; /* heads * first_rows rows, then as many of the rows behind them as each head has there */
-} FileTensor;
-
-/* The tensor in the file's order: a number of contiguous stretches, one after another. Not of a transposed one. */
-int64_t file_tensor_stretches(const FileTensor *t);
-Tensor file_tensor_stretch(const FileTensor *t, int64_t i);
+#include "model/tensor_file.h"
 
 const char *huggingface_architecture(const ModelConfig *config);
 

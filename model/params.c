@@ -114,25 +114,26 @@ int params_find_kind(const ParamTable *table, const char *name) {
     return -1;
 }
 
+#define MARK(id, name) [ROLE_##id] = true,
+static const bool splits_into_heads[ROLE_COUNT] = {HEAD_ROLES(MARK)};
+static const bool is_hidden_matrix[ROLE_COUNT] = {HIDDEN_ROLES(MARK)};
+static const bool has_decay[ROLE_COUNT] = {DECAYING_ROLES(MARK)};
+#undef MARK
+
 bool params_is_hidden_matrix(const BlockKind *kind) {
-    return kind->role >= ROLE_Q && kind->role <= ROLE_DOWN;
+    return is_hidden_matrix[kind->role];
 }
 
 bool params_has_decay(const BlockKind *kind) {
-    return kind->role != ROLE_NORM && kind->role != ROLE_BIAS;
+    return has_decay[kind->role];
+}
+
+bool params_splits_into_heads(const BlockKind *kind) {
+    return splits_into_heads[kind->role];
 }
 
 const char *role_name(Role role) {
-    static const char *const names[] = {
-        [ROLE_EMBED] = "embed",   [ROLE_POSITION] = "position",
-        [ROLE_HEAD] = "head",     [ROLE_Q] = "q",
-        [ROLE_Q_ROPE] = "q_rope", [ROLE_K] = "k",
-        [ROLE_V] = "v",           [ROLE_O] = "o",
-        [ROLE_Q_DOWN] = "q_down", [ROLE_KV_DOWN] = "kv_down",
-        [ROLE_K_ROPE] = "k_rope", [ROLE_GATE] = "gate",
-        [ROLE_UP] = "up",         [ROLE_DOWN] = "down",
-        [ROLE_NORM] = "norm",     [ROLE_BIAS] = "bias",
-    };
+    static const char *const names[] = {ROLE_LIST(ROLE_NAME)};
     return names[role];
 }
 

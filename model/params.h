@@ -17,26 +17,8 @@
  */
 #pragma once
 
+#include "base/roles.h"
 #include "ops/arena.h"
-
-typedef enum {
-    ROLE_EMBED,    /* token embedding, also the head when tied */
-    ROLE_POSITION, /* learned positions */
-    ROLE_HEAD,     /* separate output head */
-    ROLE_Q,        /* mla: of q^C */
-    ROLE_Q_ROPE,   /* mla: of q^R */
-    ROLE_K,        /* mla: of k^C */
-    ROLE_V,
-    ROLE_O,       /* from q to o: blocks that split into heads */
-    ROLE_Q_DOWN,  /* mla: to the queries' latent vector */
-    ROLE_KV_DOWN, /* mla: to that of keys and values */
-    ROLE_K_ROPE,  /* mla: of k^R, which all heads share */
-    ROLE_GATE,
-    ROLE_UP,
-    ROLE_DOWN,
-    ROLE_NORM, /* weights of norms */
-    ROLE_BIAS, /* every bias, also that of a norm */
-} Role;
 
 enum { PARAM_MAX = 32, BLOCK_KIND_MAX = 48 };
 
@@ -52,6 +34,14 @@ typedef struct {
 
 typedef enum { HEADS_IN_ROWS, HEADS_IN_COLUMNS } HeadAxis;
 
+/* What QK-Clip does to a head's part of a block (optim/qk_clip.h). */
+typedef enum {
+    CLIP_NONE,
+    CLIP_QUERY, /* *= gamma^alpha; gamma, where the heads share keys */
+    CLIP_KEY,   /* *= gamma^(1-alpha); nothing, where heads share it */
+    CLIP_WHOLE  /* *= gamma: of queries whose key all heads share */
+} ClipPower;
+
 /* Names are unique: "q", "o", "gate", "embed", "q_bias". Patterns in the config match "layers.3.q" or "embed". */
 typedef struct {
     const char *name;
@@ -60,6 +50,7 @@ typedef struct {
     int64_t row, rows;  /* its rows within the Param's; all columns */
     int heads;          /* how many heads it splits into; 1: it does not */
     HeadAxis head_axis; /* along which axis (rows for q, k, v; columns for o) */
+    ClipPower clip;     /* CLIP_NONE unless whoever adds the block sets it */
 } BlockKind;
 
 typedef struct {
@@ -107,8 +98,9 @@ Tensor params_block_run(const ParamTable *table, Tensor storage, int kind, int64
 
 int64_t params_kind_layers(const ParamTable *table, int kind);   /* 1 for a global block */
 int params_find_kind(const ParamTable *table, const char *name); /* -1: the model has none */
-bool params_is_hidden_matrix(const BlockKind *kind);             /* q to down: what optimizer.matrices governs */
+bool params_is_hidden_matrix(const BlockKind *kind);             /* what optimizer.matrices governs */
 bool params_has_decay(const BlockKind *kind);                    /* matrices and embeddings; not norms and biases */
+bool params_splits_into_heads(const BlockKind *kind);            /* a matrix that optimizer.muon.per_head may name */
 const char *role_name(Role role);
 
 /* "layers.3.q", "embed"; with head >= 0 "layers.3.q.head.1". Returns the buffer. */

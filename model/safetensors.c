@@ -159,7 +159,7 @@ static Status check_metadata(SafetensorsFile *file, const cJSON *header) {
             return status_error(STATUS_BAD_INPUT, "%s: __metadata__ is not one object", file->path);
         cJSON_ArrayForEach(value, item) {
             if (!cJSON_IsString(value))
-                return status_error(STATUS_BAD_INPUT, "%s: __metadata__ holds \"%.200s\", which is no string",
+                return status_error(STATUS_BAD_INPUT, "%s: __metadata__ holds \"%.200s\", which is not a string",
                                     file->path, value->string);
         }
     }

@@ -28,6 +28,7 @@ typedef struct {
 typedef struct {
     char name[96];
     Tensor tensor;
+    bool optional; /* of a measurement: a checkpoint may lack it */
 } NamedTensor;
 
 int64_t dtype_size(DType dtype);

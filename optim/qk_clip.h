@@ -7,7 +7,8 @@
  *      MLA: W^UQ (q^C) *= gamma^alpha,  W^UK (k^C) *= gamma^(1-alpha),  W^QR (q^R) *= gamma; the shared k^R stays.
  *           The logit q^C·k^C + q^R·k^R takes gamma in both terms; the paper's alpha is 1/2.
  *
- * The master weights are scaled, then their working copies refreshed. A NaN or infinite S clips nothing.
+ * Which blocks these are, and with which power, is in the rows of the weights (model/attention_*.c). The master weights
+ * are scaled, then their working copies refreshed. A NaN or infinite S clips nothing.
  */
 #pragma once
 
@@ -21,5 +22,5 @@ typedef struct {
 
 /* max_logit: (layers, heads) on the host. Writes what was clipped into events (room for layers * heads); returns the
  * count. */
-int64_t qk_clip_apply(Backend *be, const ParamTable *params, const QkClipConfig *config, int64_t kv_heads,
-                      const float *max_logit, ClipEvent *events);
+int64_t qk_clip_apply(Backend *be, const ParamTable *params, const QkClipConfig *config, const float *max_logit,
+                      ClipEvent *events);

@@ -57,7 +57,7 @@ static Status check_override(const ParamTable *params, const RouteOverride *over
 
 static Status check_per_head(const ParamTable *params, const char *name) {
     int kind = params_find_kind(params, name);
-    if (kind >= 0 && params->kinds[kind].role >= ROLE_Q && params->kinds[kind].role <= ROLE_O) return status_ok();
+    if (kind >= 0 && params_splits_into_heads(&params->kinds[kind])) return status_ok();
     return status_error(STATUS_BAD_INPUT, "optimizer.muon.per_head: \"%s\" does not split into heads; use q, k, v, o",
                         name);
 }

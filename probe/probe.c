@@ -245,6 +245,7 @@ int64_t probes_state(ProbeSet *set, NamedTensor *tensors) {
     for (int id = 0; id < PROBE_COUNT; id++)
         if (set->states[id] && probes[id]->state)
             count += probes[id]->state(set->states[id], set, tensors ? tensors + count : NULL);
+    for (int64_t i = 0; tensors && i < count; i++) tensors[i].optional = true;
     return count;
 }
 

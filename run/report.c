@@ -44,21 +44,9 @@ void report_print_plan(const Trainer *t, FILE *out) {
 
     const double flops = gpt_flops_per_token(g), tokens = (double)(t->config.train.batch * g->T);
     fprintf(out, "work\n");
-    fprintf(out, "  %-12s %9.2f MFLOP per token (%s)\n", "model", flops / 1e6,
-            t->config.model.attention == ATTENTION_MLA ? "6 N + 3 L H (D + E) T" : "6 N + 6 L C T");
+    fprintf(out, "  %-12s %9.2f MFLOP per token (%s)\n", "model", flops / 1e6, gpt_flops_formula(g));
     fprintf(out, "  %-12s %9.2f GFLOP per step of %.0f tokens\n", "model", flops * tokens / 1e9, tokens);
     fprintf(out, "  %-12s %9.2f GFLOP per step\n", "optimizer", optimizer_step_flops(&t->optimizer) / 1e9);
-}
-
-/* "4 key/value", or "latent, ranks 192 and 192, sizes 64 + 32 and 64". */
-static const char *describe_heads(const ModelConfig *m, char *buffer, size_t size) {
-    if (m->attention == ATTENTION_MHA) {
-        snprintf(buffer, size, "%lld key/value", (long long)m->kv_heads);
-    } else {
-        snprintf(buffer, size, "latent, ranks %lld and %lld, sizes %lld + %lld and %lld", (long long)m->q_rank,
-                 (long long)m->kv_rank, (long long)m->head_nope, (long long)m->head_rope, (long long)m->head_value);
-    }
-    return buffer;
 }
 
 void report_print_header(const Trainer *t) {
@@ -67,7 +55,7 @@ void report_print_header(const Trainer *t) {
     char heads[160];
     printf("model    %lld layers, width %lld, %lld heads (%s), mlp %lld, context %lld, vocabulary %lld: "
            "%.2f M parameters\n",
-           (long long)m->layers, (long long)m->width, (long long)m->heads, describe_heads(m, heads, sizeof heads),
+           (long long)m->layers, (long long)m->width, (long long)m->heads, gpt_describe_heads(g, heads, sizeof heads),
            (long long)m->mlp_width, (long long)m->context, (long long)m->vocab, (double)gpt_parameters(g) / 1e6);
     printf("device   %s, %s\n", t->backend.description, dtype_name(t->backend.compute_dtype));
     if (t->device_note[0]) printf("         %s\n", t->device_note);

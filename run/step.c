@@ -48,9 +48,8 @@ Status trainer_read_step(Trainer *t, StepReport *r) {
 }
 
 void trainer_clip_heads(Trainer *t, StepReport *r) {
-    const Gpt *g = &t->gpt;
     if (!t->config.qk_clip.enabled) return;
-    r->clip_count = qk_clip_apply(&t->backend, &g->params, &t->config.qk_clip, g->K, t->max_logit, t->clips);
+    r->clip_count = qk_clip_apply(&t->backend, &t->gpt.params, &t->config.qk_clip, t->max_logit, t->clips);
 }
 
 void trainer_mark_update(Trainer *t, int mark) {

@@ -14,7 +14,7 @@ import torch.nn.functional as F
 
 torch.set_default_dtype(torch.float64)
 
-# Order of GptParam in model/gpt.h.
+# By the streams of model/weights.c and the attention variants.
 PARAMS = ["wte", "wpe", "norm1", "norm1_bias", "qkv", "qkv_bias", "q_norm", "k_norm", "out", "out_bias", "norm2",
           "norm2_bias", "up", "up_bias", "down", "down_bias", "normf", "normf_bias", "head", "latent", "q_latent_norm",
           "q_up", "kv_latent_norm", "kv_up"]
@@ -210,10 +210,7 @@ def emit(label, m):
 
 
 print("/* Made by tests/golden/make_model.py with PyTorch; see there. */\n#pragma once\n")
-print("typedef struct {\n    int param, layer; /* GptParam */\n    double norm;      /* of the gradient */")
-print("    double probe;     /* sum over elements i of gradient * cos(0.3 i) */\n} GoldenGradient;\n")
-print("typedef struct {\n    double loss;\n    double max_logit[8], max_abs[8]; /* layer after layer */")
-print("    GoldenGradient gradients[32];\n    int gradient_count;\n    double curve[10];\n} GoldenModel;\n")
+print('#include "tests/golden_model.h"\n')
 emit("gpt2", Model(L=2, H=2, K=2, C=12, T=9, mlp_width=40, V=17, gpt2=True, bias=True, tied=True))
 emit("llama", Model(L=2, H=4, K=2, C=24, T=7, mlp_width=20, V=19, gpt2=False, bias=False, tied=False, matrices="muon"))
 emit("mixed", Model(L=2, H=3, K=1, C=18, T=8, mlp_width=11, V=23, gpt2=False, bias=True, tied=False, qk_norm=True,

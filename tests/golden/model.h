@@ -1,19 +1,7 @@
 /* Made by tests/golden/make_model.py with PyTorch; see there. */
 #pragma once
 
-typedef struct {
-    int param, layer; /* GptParam */
-    double norm;      /* of the gradient */
-    double probe;     /* sum over elements i of gradient * cos(0.3 i) */
-} GoldenGradient;
-
-typedef struct {
-    double loss;
-    double max_logit[8], max_abs[8]; /* layer after layer */
-    GoldenGradient gradients[32];
-    int gradient_count;
-    double curve[10];
-} GoldenModel;
+#include "tests/golden_model.h"
 
 static const GoldenModel golden_gpt2 = {
     .loss = 2.97188074146,

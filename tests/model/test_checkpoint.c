@@ -603,6 +603,72 @@ static void another_optimizer_is_refused_before_a_weight_changes(void **state) {
     assert_true(*(float *)f->run.gpt.params.master.data == before);
 }
 
+/* Two of a group "probe", one of a group "other", with the values 1, 2 and 3. */
+enum { OPTIONALS = 3 };
+
+static void add_optionals(Fixture *f, NamedTensor tensors[MOMENTS + OPTIONALS], float sign) {
+    static const char *const names[OPTIONALS] = {"probe.layers.0.q.m", "probe.count", "other.sum"};
+    memcpy(tensors, f->run.moments, sizeof f->run.moments);
+    for (int i = 0; i < OPTIONALS; i++) {
+        NamedTensor *t = &tensors[MOMENTS + i];
+        *t = (NamedTensor){.tensor = test_zeros(&f->be, DTYPE_F32, shape1(2)), .optional = true};
+        snprintf(t->name, sizeof t->name, "%s", names[i]);
+        test_fill(&f->be, t->tensor, (double)sign * (1 + i));
+    }
+}
+
+/* Whether the tensor has the saved value, or the other it had before. */
+static bool was_loaded(const NamedTensor *tensors, int i) {
+    const float value = *(const float *)tensors[MOMENTS + i].tensor.data;
+    assert_true(value == (float)(1 + i) || value == -(float)(1 + i));
+    return value > 0;
+}
+
+static void measurements_are_loaded_a_whole_group_or_not_at_all(void **state) {
+    Fixture *f = *state;
+    NamedTensor saved[MOMENTS + OPTIONALS], loaded[MOMENTS + OPTIONALS];
+    CheckpointState read, at = state_at(1);
+    char dir[PATH_SIZE];
+    assert_ok(checkpoint_path(dir, f->run_dir, 1));
+    add_optionals(f, saved, 1);
+    add_optionals(f, loaded, -1);
+
+    assert_ok(checkpoint_save(dir, &f->run.gpt, &at, saved, MOMENTS + OPTIONALS));
+    assert_ok(checkpoint_load(dir, &f->run.gpt, &read, f->run.moments, MOMENTS)); /* nobody asks for them */
+    snprintf(loaded[MOMENTS + 1].name, sizeof loaded[MOMENTS + 1].name, "probe.updates");
+    assert_ok(checkpoint_load(dir, &f->run.gpt, &read, loaded, MOMENTS + OPTIONALS)); /* one of the group is missing */
+    assert_true(!was_loaded(loaded, 0) && !was_loaded(loaded, 1) && was_loaded(loaded, 2));
+
+    add_optionals(f, loaded, -1);
+    loaded[MOMENTS].tensor = tensor_slice(loaded[MOMENTS].tensor, 0, 0, 1);
+    assert_ok(checkpoint_load(dir, &f->run.gpt, &read, loaded, MOMENTS + OPTIONALS)); /* one has another shape */
+    assert_true(!was_loaded(loaded, 0) && !was_loaded(loaded, 1) && was_loaded(loaded, 2));
+
+    add_optionals(f, loaded, -1);
+    assert_ok(checkpoint_load(dir, &f->run.gpt, &read, loaded, MOMENTS + OPTIONALS));
+    assert_true(was_loaded(loaded, 0) && was_loaded(loaded, 1) && was_loaded(loaded, 2));
+
+    assert_ok(save(f, &f->run, 1)); /* a file without any */
+    add_optionals(f, loaded, -1);
+    assert_ok(checkpoint_load(dir, &f->run.gpt, &read, loaded, MOMENTS + OPTIONALS));
+    assert_true(!was_loaded(loaded, 0) && !was_loaded(loaded, 1) && !was_loaded(loaded, 2));
+}
+
+static void measurements_do_not_hide_that_the_optimizer_differs(void **state) {
+    Fixture *f = *state;
+    NamedTensor tensors[MOMENTS + OPTIONALS];
+    CheckpointState read, at = state_at(1);
+    char dir[PATH_SIZE];
+    assert_ok(checkpoint_path(dir, f->run_dir, 1));
+    add_optionals(f, tensors, 1);
+    assert_ok(checkpoint_save(dir, &f->run.gpt, &at, tensors, MOMENTS + OPTIONALS));
+    assert_fails(checkpoint_load(dir, &f->run.gpt, &read, tensors + 1, MOMENTS + OPTIONALS - 1), STATUS_BAD_INPUT,
+                 "there are 2 tensors, but this run has 1");
+    snprintf(tensors[1].name, sizeof tensors[1].name, "layers.1.q.m");
+    assert_fails(checkpoint_load(dir, &f->run.gpt, &read, tensors, MOMENTS + OPTIONALS), STATUS_BAD_INPUT,
+                 "\"layers.1.q.m\"");
+}
+
 /* ---- damage ----------------------------------------------------------------------------------------------------- */
 
 static void flip_bit(const char *path, int64_t byte) {
@@ -677,7 +743,7 @@ static void a_run_without_an_intact_checkpoint_says_so(void **state) {
     assert_fails(checkpoint_find_newest_intact(f->run_dir, found, NULL), STATUS_BAD_INPUT, "no intact checkpoint");
     assert_ok(save(f, &f->run, 1));
     flip_bit(path_in(f, 1, "config.json"), 3);
-    assert_fails(checkpoint_find_newest_intact(f->run_dir, found, NULL), STATUS_BAD_INPUT, "1 are broken");
+    assert_fails(checkpoint_find_newest_intact(f->run_dir, found, NULL), STATUS_BAD_INPUT, "broken ones: 1");
 }
 
 /* ---- interrupted writing ---------------------------------------------------------------------------------------- */
@@ -798,6 +864,8 @@ int main(void) {
         cmocka_unit_test(config_json_describes_latent_attention),
         WITH_RUN(another_shape_is_refused_before_a_weight_changes),
         WITH_RUN(another_optimizer_is_refused_before_a_weight_changes),
+        WITH_RUN(measurements_are_loaded_a_whole_group_or_not_at_all),
+        WITH_RUN(measurements_do_not_hide_that_the_optimizer_differs),
         WITH_RUN(one_flipped_bit_in_any_file_is_found),
         WITH_RUN(cut_and_missing_files_are_found),
         WITH_RUN(broken_checkpoints_are_passed_over_with_a_line_each),

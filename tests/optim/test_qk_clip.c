@@ -6,54 +6,60 @@
 #include <stdlib.h>
 
 #include "ops/ops.h"
+#include "model/gpt.h"
 #include "optim/qk_clip.h"
 
-enum { LAYERS = 2, H = 4, D = 3, C = 5, TOKENS = 6 };
+enum { LAYERS = 2, H = 4, D = 3, C = H * D, TOKENS = 6 };
 
 typedef struct {
     Backend be;
-    ParamTable params;
-    Arena weights, gradients;
+    Gpt gpt;
+    ParamTable *params;
     int64_t K; /* key heads */
 } Layer;
 
-static void place_weights(Layer *layer) {
-    ParamTable *p = &layer->params;
-    params_layout(p, &layer->weights, &layer->gradients, layer->be.compute_dtype);
-    assert_ok(arena_allocate(&layer->weights, &layer->be));
-    assert_ok(arena_allocate(&layer->gradients, &layer->be));
-    params_layout(p, &layer->weights, &layer->gradients, layer->be.compute_dtype);
+static void open_model(Layer *layer, const char *precision, const ModelConfig *model) {
+    *layer = (Layer){.K = model->kv_heads, .params = &layer->gpt.params};
+    test_open(&layer->be, "ref", precision);
+    assert_ok(gpt_plan(&layer->gpt, model, 1, &layer->be));
+    assert_ok(gpt_allocate(&layer->gpt));
+    ParamTable *p = layer->params;
     for (int64_t i = 0; i < p->elements; i++) test_set(&layer->be, p->master, i, 4 * test_uniform(1, i));
     params_refresh_work(&layer->be, p);
 }
 
-static void open_layer(Layer *layer, const char *precision, int64_t K) {
-    *layer = (Layer){.K = K, .weights = arena_measure("weights"), .gradients = arena_measure("gradients")};
-    test_open(&layer->be, "ref", precision);
-    ParamTable *p = &layer->params;
-    int keys = (int)K;
-    int qkv = params_add_matrix(p, "qkv", LAYERS, (H + 2 * K) * D, C);
-    params_add_block(p, "q", ROLE_Q, qkv, 0, H * D, H, HEADS_IN_ROWS);
-    params_add_block(p, "k", ROLE_K, qkv, H * D, K * D, keys, HEADS_IN_ROWS);
-    params_add_block(p, "v", ROLE_V, qkv, (H + K) * D, K * D, keys, HEADS_IN_ROWS);
-    int bias = params_add_vector(p, "qkv_bias", LAYERS, (H + 2 * K) * D);
-    params_add_block(p, "q_bias", ROLE_BIAS, bias, 0, H * D, H, HEADS_IN_ROWS);
-    params_add_block(p, "k_bias", ROLE_BIAS, bias, H * D, K * D, keys, HEADS_IN_ROWS);
-    params_add_block(p, "v_bias", ROLE_BIAS, bias, (H + K) * D, K * D, keys, HEADS_IN_ROWS);
+static ModelConfig small_model(void) {
+    return (ModelConfig){.layers = LAYERS,
+                         .heads = H,
+                         .kv_heads = H,
+                         .width = C,
+                         .context = TOKENS,
+                         .vocab = 5,
+                         .norm = NORM_RMSNORM,
+                         .position = POSITION_ROPE,
+                         .mlp = MLP_SWIGLU,
+                         .mlp_width = 4,
+                         .tie_embeddings = true,
+                         .rope_theta = 1e4,
+                         .norm_eps = 1e-5};
+}
 
-    place_weights(layer);
+static void open_layer(Layer *layer, const char *precision, int64_t K) {
+    ModelConfig model = small_model();
+    model.kv_heads = K;
+    model.bias = true;
+    open_model(layer, precision, &model);
 }
 
 static void close_layer(Layer *layer) {
-    arena_free(&layer->weights);
-    arena_free(&layer->gradients);
+    gpt_free(&layer->gpt);
     test_close(&layer->be);
 }
 
 /* ---- logits by plain loops -------------------------------------------------------------------------------------- */
 
 static double element(Layer *layer, const char *block, int64_t l, int64_t row, int64_t column) {
-    Tensor t = params_block(&layer->params, layer->params.master, params_find_kind(&layer->params, block), l);
+    Tensor t = params_block(layer->params, layer->params->master, params_find_kind(layer->params, block), l);
     return test_get(&layer->be, tensor_slice(tensor_slice(t, 0, row, 1), 1, column, 1), 0);
 }
 
@@ -69,20 +75,12 @@ static double project(Layer *layer, const char *matrix, const char *bias, int64_
 enum { RANK = 5, R = 2 };
 
 static void open_latent_layer(Layer *layer, const char *precision) {
-    *layer = (Layer){.K = H, .weights = arena_measure("weights"), .gradients = arena_measure("gradients")};
-    test_open(&layer->be, "ref", precision);
-    ParamTable *p = &layer->params;
-    int latent = params_add_matrix(p, "latent", LAYERS, RANK + RANK + R, C);
-    params_add_block(p, "q_down", ROLE_Q_DOWN, latent, 0, RANK, 1, HEADS_IN_ROWS);
-    params_add_block(p, "kv_down", ROLE_KV_DOWN, latent, RANK, RANK, 1, HEADS_IN_ROWS);
-    params_add_block(p, "k_rope", ROLE_K_ROPE, latent, 2 * RANK, R, 1, HEADS_IN_ROWS);
-    int q_up = params_add_matrix(p, "q_up", LAYERS, H * (D + R), RANK);
-    params_add_block(p, "q", ROLE_Q, q_up, 0, H * D, H, HEADS_IN_ROWS);
-    params_add_block(p, "q_rope", ROLE_Q_ROPE, q_up, H * D, H * R, H, HEADS_IN_ROWS);
-    int kv_up = params_add_matrix(p, "kv_up", LAYERS, H * (D + D), RANK);
-    params_add_block(p, "k", ROLE_K, kv_up, 0, H * D, H, HEADS_IN_ROWS);
-    params_add_block(p, "v", ROLE_V, kv_up, H * D, H * D, H, HEADS_IN_ROWS);
-    place_weights(layer);
+    ModelConfig model = small_model();
+    model.attention = ATTENTION_MLA;
+    model.q_rank = model.kv_rank = RANK;
+    model.head_nope = model.head_value = D;
+    model.head_rope = R;
+    open_model(layer, precision, &model);
 }
 
 static double project_latent(Layer *layer, const char *matrix, int64_t l, int64_t row, int token, uint64_t seed) {
@@ -143,7 +141,7 @@ static void check_clip(int64_t K, double alpha) {
     max_logits(&layer, before);
     QkClipConfig config = {.enabled = true, .threshold = median_of(before), .alpha = alpha};
     ClipEvent events[LAYERS * H];
-    int64_t count = qk_clip_apply(&layer.be, &layer.params, &config, K, before, events);
+    int64_t count = qk_clip_apply(&layer.be, layer.params, &config, before, events);
     max_logits(&layer, after);
 
     int64_t clipped = 0;
@@ -199,7 +197,7 @@ static void check_latent_clip(double alpha) {
     latent_logits(&layer, before, maxima);
     QkClipConfig config = {.enabled = true, .threshold = median_of(maxima), .alpha = alpha};
     ClipEvent events[LAYERS * H];
-    assert_int_equal(qk_clip_apply(&layer.be, &layer.params, &config, H, maxima, events), LAYERS * H / 2);
+    assert_int_equal(qk_clip_apply(&layer.be, layer.params, &config, maxima, events), LAYERS * H / 2);
     latent_logits(&layer, after, clipped);
     for (int h = 0; h < LAYERS * H; h++) {
         bool above = (double)maxima[h] > config.threshold;
@@ -224,13 +222,13 @@ static void mla_scales_three_blocks_of_one_head_and_their_copies(void **state) {
     (void)state;
     Layer layer;
     open_latent_layer(&layer, "bf16");
-    ParamTable *p = &layer.params;
+    ParamTable *p = layer.params;
     double *before = test_read(&layer.be, p->master);
     float logits[LAYERS * H] = {0};
     logits[H + 2] = 400;
     ClipEvent events[LAYERS * H];
     QkClipConfig config = {.enabled = true, .threshold = 100, .alpha = .5};
-    assert_int_equal(qk_clip_apply(&layer.be, p, &config, H, logits, events), 1);
+    assert_int_equal(qk_clip_apply(&layer.be, p, &config, logits, events), 1);
 
     double *after = test_read(&layer.be, p->master), *work = test_read(&layer.be, p->work);
     for (int64_t i = 0; i < p->elements; i++)
@@ -255,13 +253,13 @@ static void mla_scales_three_blocks_of_one_head_and_their_copies(void **state) {
 static void check_untouched(int64_t K, bool key_changes) {
     Layer layer;
     open_layer(&layer, "fp32", K);
-    ParamTable *p = &layer.params;
+    ParamTable *p = layer.params;
     double *before = test_read(&layer.be, p->master);
     float logits[LAYERS * H] = {0};
     logits[H + 2] = 200;
     ClipEvent events[LAYERS * H];
     QkClipConfig config = {.enabled = true, .threshold = 100, .alpha = .5};
-    assert_int_equal(qk_clip_apply(&layer.be, p, &config, K, logits, events), 1);
+    assert_int_equal(qk_clip_apply(&layer.be, p, &config, logits, events), 1);
 
     /* mark what may have changed, then demand bit equality of the rest */
     double *after = test_read(&layer.be, p->master);
@@ -297,12 +295,12 @@ static void no_maximum_that_is_small_negative_or_not_finite_clips(void **state) 
     (void)state;
     Layer layer;
     open_layer(&layer, "fp32", H);
-    double *before = test_read(&layer.be, layer.params.master);
+    double *before = test_read(&layer.be, layer.params->master);
     float logits[LAYERS * H] = {NAN, INFINITY, -INFINITY, 0, -500, 100, 99, 1};
     ClipEvent events[LAYERS * H];
     QkClipConfig config = {.enabled = true, .threshold = 100, .alpha = .5};
-    assert_int_equal(qk_clip_apply(&layer.be, &layer.params, &config, H, logits, events), 0);
-    assert_close("weights", test_read(&layer.be, layer.params.master), before, layer.params.elements, (Tolerance){0});
+    assert_int_equal(qk_clip_apply(&layer.be, layer.params, &config, logits, events), 0);
+    assert_close("weights", test_read(&layer.be, layer.params->master), before, layer.params->elements, (Tolerance){0});
     close_layer(&layer);
 }
 
@@ -313,9 +311,9 @@ static void in_bf16_the_working_copies_follow_the_masters(void **state) {
     float logits[LAYERS * H] = {300, 0, 0, 0, 0, 0, 700, 0};
     ClipEvent events[LAYERS * H];
     QkClipConfig config = {.enabled = true, .threshold = 100, .alpha = .4};
-    assert_int_equal(qk_clip_apply(&layer.be, &layer.params, &config, H, logits, events), 2);
-    double *master = test_read(&layer.be, layer.params.master), *work = test_read(&layer.be, layer.params.work);
-    for (int64_t i = 0; i < layer.params.elements; i++)
+    assert_int_equal(qk_clip_apply(&layer.be, layer.params, &config, logits, events), 2);
+    double *master = test_read(&layer.be, layer.params->master), *work = test_read(&layer.be, layer.params->work);
+    for (int64_t i = 0; i < layer.params->elements; i++)
         assert_true(work[i] == (double)bf16_to_f32(bf16_from_f32((float)master[i])));
     close_layer(&layer);
 }

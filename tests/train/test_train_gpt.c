@@ -661,7 +661,7 @@ static void a_run_does_not_start_from_what_does_not_fit(void **state) {
     run(f, "name=a %s model.bias=true", tiny);
     shell(f, "mv runs old");
     static const char *const cases[][2] = {
-        {"train.init_from=nowhere", "nowhere is no run and no checkpoint"},
+        {"train.init_from=nowhere", "nowhere is neither a run nor a checkpoint"},
         {"train.init_from=old/a model.bias=true model.norm_eps=1e-3", "rms_norm_eps 1e-05, this run's 0.001"},
         {"train.init_from=old/a model.bias=true model.heads=1", "num_attention_heads 2, this run's 1"},
         {"train.init_from=old/a", "bias"},
