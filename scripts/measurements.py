@@ -3,8 +3,7 @@
 
     scripts/measurements.py RUN ... [--out DIR] [--role q]
 
-RUN is a run folder (runs/<name>) with metrics.jsonl; the fields are those of docs/metrics.md, their formulas those of
-docs/measurements.md. Needs matplotlib.
+RUN is a run folder (runs/<name>) with metrics.jsonl; docs/measurements.md explains its fields. Needs matplotlib.
 """
 
 import argparse
@@ -43,6 +42,23 @@ def by_step(run, field, value, **wanted):
 
 def has(runs, field):
     return any(line.get(field) for run in runs for line in run.lines)
+
+
+def add_records_of_updates(run):
+    """Older runs have what belongs to an update in lists of their own; newer ones in the rows of `spectrum`. Here both get
+    the lists."""
+    for line in run.lines:
+        rows = line.get("spectrum") or []
+        whole = {(row["layer"], row["role"], row["of"]): row for row in rows if row["head"] is None}
+        line.setdefault("orthogonality", [dict(row, min=row["sigma_min"], max=row["sigma_max"])
+                                          for row in rows if "error" in row])
+        line.setdefault("blocks", [
+            {"layer": layer, "role": role, "update_rms": row["step_rms"], "decay_bound": row["decay_bound"],
+             "weight_rms": whole[layer, role, "weight"]["rms"],
+             "spectral_norm": whole[layer, role, "weight"]["sigma_max"]}
+            for (layer, role, of), row in whole.items()
+            if of == "update" and "step_rms" in row and (layer, role, "weight") in whole])
+    return run
 
 
 def mean_of(key):
@@ -121,20 +137,26 @@ def plot_logits(runs, theme, _role):
     return figure
 
 
-def plot_clip_ledger(runs, theme, _role):
+def plot_clips(runs, theme, _role):
+    """What QK-Clip has done to each head: how often, and the product of its factors, had the optimizer not worked against
+    it."""
     figure, grid = new_figure(runs, theme, 1, 3, (13, 4))
     ever, times, product = grid[0]
     for run, colour in coloured(runs, theme):
-        lines = [line for line in run.lines if line.get("clip_ledger")]
-        if not lines:
+        heads, steps, shares = {}, [], []
+        logits = run.head_logits()
+        if logits is None:
             continue
-        ever.plot([line["step"] for line in lines], [number(line["clip_ledger"].get("ever")) for line in lines],
-                  color=colour, linewidth=1.8, marker="o", markersize=2.5)
-        heads = lines[-1]["clip_ledger"].get("heads") or []
-        heads = sorted(heads, key=lambda head: (head["layer"], head["head"]))
-        names = [f"{head['layer']}.{head['head']}" for head in heads]
-        times.bar(names, [head["times"] for head in heads], color=colour, alpha=0.7)
-        product.bar(names, [number(head["gamma"]) for head in heads], color=colour, alpha=0.7)
+        for step, clip in records(run, "clipped"):
+            gammas = heads.setdefault((clip["layer"], clip["head"]), [])
+            gammas.append(number(clip["gamma"]))
+            if len(gammas) == 1:
+                steps.append(step)
+                shares.append(len(heads) / logits[1][0].size)
+        ever.step(steps, shares, color=colour, linewidth=1.8, where="post")
+        names = [f"{layer}.{head}" for layer, head in sorted(heads)]
+        times.bar(names, [len(heads[key]) for key in sorted(heads)], color=colour, alpha=0.7)
+        product.bar(names, [math.prod(heads[key]) for key in sorted(heads)], color=colour, alpha=0.7)
     ever.set_title("Share of heads ever clipped")
     ever.set_xlabel("step")
     ever.set_ylim(bottom=0)
@@ -237,7 +259,7 @@ def plot_blocks(runs, theme, role):
     return figure
 
 
-FIGURES = {"logits": plot_logits, "clip_ledger": plot_clip_ledger, "logit_bound": plot_logit_bound,
+FIGURES = {"logits": plot_logits, "clipped": plot_clips, "logit_bound": plot_logit_bound,
            "collision": plot_collision, "shadow": plot_shadow, "orthogonality": plot_orthogonality,
            "momentum": plot_momentum, "blocks": plot_blocks}
 
@@ -249,7 +271,7 @@ def main():
     parser.add_argument("--role", default="q", help="kind of matrix, such as q, k, v, o, up (q)")
     options = parser.parse_args()
     try:
-        runs = [read_run(folder) for folder in options.runs]
+        runs = [add_records_of_updates(read_run(folder)) for folder in options.runs]
     except InputError as error:
         sys.exit(f"measurements: {error}")
     out = pathlib.Path(options.out)
