@@ -17,7 +17,7 @@ rate_of() { # optimizer
     lion) echo 0.0008 ;;
     sgd) echo 0.1 ;;
     *)
-        echo "lab: there is no optimizer \"$1\"" >&2
+        echo "lab: unknown optimizer \"$1\"" >&2
         return 2
         ;;
     esac
