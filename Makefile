@@ -73,7 +73,7 @@ MACHINE  := $(shell uname -m)
 ARCHFLAG := $(if $(filter native,$(ARCH)),$(if $(filter aarch64 arm64,$(MACHINE)),-mcpu=native,-march=native),-march=$(ARCH))
 SANITIZERS := $(if $(SANITIZE)$(FUZZ),-fsanitize=address -fsanitize=undefined)
 OPTIMIZE := $(if $(SANITIZERS),-O1 $(SANITIZERS) -fno-sanitize-recover=undefined -fno-omit-frame-pointer,$(if $(DEBUG),-O0,-O3)) \
-            $(if $(FUZZ),-fsanitize=fuzzer-no-link)
+            $(if $(FUZZ),-fsanitize=fuzzer-no-link -Wno-pass-failed)
 # What vectorising needs and NaN survives; ISO C mode would otherwise keep gcc from fusing a * b + c.
 FLOATING := -fno-math-errno -fno-trapping-math -ffp-contract=fast
 CPPFLAGS += -I. -D_GNU_SOURCE -DHAVE_ONEDNN=$(if $(filter onednn,$(GEMM)),1,0)

@@ -104,7 +104,8 @@ $(ON_CPU)/test_cuda_faults: $(ON_CPU)/$(HARNESS)/test_cuda_faults.o
 
 # Arguments of scripts/run_tests.sh. Protected memory costs little where the host seldom waits: not in tests of single ops.
 ifeq ($(NOT_ON_CPU),)
-ON_CPU_RUNS := CUDA_ON_CPU_ORDER=forward CUDA_ON_CPU_PROTECT=1 $(ON_CPU)/plain/test_cuda_training CUDA_ON_CPU_PROTECT=0 \
+ON_CPU_RUNS := CUDA_ON_CPU_PROTECT=1 CUDA_ON_CPU_ORDER=forward $(ON_CPU)/plain/test_cuda_training \
+               CUDA_ON_CPU_PROTECT=0 CUDA_ON_CPU_ORDER=forward \
                $(patsubst %,$(ON_CPU)/plain/%,$(filter-out test_cuda_training,$(ON_CPU_TESTS)))
 MODE_RUNS   := $(firstword $(FAULTS)) \
                $(foreach s,$(filter-out forward,$(SCHEDULES)),CUDA_ON_CPU_ORDER=$(s) $(ON_CPU_TESTS:%=$(ON_CPU)/plain/%)) \
