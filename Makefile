@@ -205,7 +205,7 @@ test-modes:
 
 CUDA_TESTS := $(if $(BUILD_CUDA),$(addprefix $(BUILD)/gpu/,device/test_backend run/test_roofline run/test_train_gpt))
 run-modes: $(CUDA_TESTS) $(call programs_of,$(MODE_RUNS)) $(if $(MODE_RUNS),$(FAULTS))
-	@scripts/run_tests.sh $(CUDA_TESTS) $(MODE_RUNS)
+	$(if $^,@scripts/run_tests.sh $(CUDA_TESTS) $(MODE_RUNS),@echo 'test-modes: skipped, $(NOT_ON_CPU)')
 
 ## test-sanitize: test under AddressSanitizer and UBSan
 test-sanitize:
