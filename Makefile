@@ -1,8 +1,9 @@
 # train_gpt: build, set-up, tests, and the README's commands. `make help` lists the targets.
 #
 # build/ mirrors the sources. Variables a user may set:
-#   CC=gcc|clang   ARCH=native|x86-64-v3|...   GEMM=onednn|cblas   SANITIZE=1   BUILD=folder   V=1 shows the commands
+#   CC=gcc|clang   ARCH=native|x86-64-v3|...   GEMM=onednn|cblas   BUILD=folder   V=1 shows the commands
 #   CUDA=auto|0|folder of a CUDA toolkit (auto: where nvcc is, in the PATH or /usr/local/cuda)
+#   SANITIZE=1, DEBUG=1, FUZZ=1: builds without CUDA, each in a folder of its own
 #
 # `make quickstart` and `make test` install what is missing first (scripts/setup.sh) and then call make again, so that
 # the choices below are made with everything in place. Plain `make` installs nothing.
@@ -14,11 +15,12 @@ ifeq ($(origin CXX),default)
 CXX      := g++
 endif
 ARCH     ?= native
-SANITIZE ?=
-BUILD    ?= $(if $(SANITIZE),build/sanitize,build)
+VARIANT  := $(if $(SANITIZE),sanitize,$(if $(DEBUG),debug,$(if $(FUZZ),fuzz)))
+BUILD    ?= build$(VARIANT:%=/%)
 JOBS     ?= $(shell nproc)
 
-# The CUDA toolkit, if there is one. A sanitizer build leaves the backend out: its host compiler's flags are not ours.
+# ---- the CUDA toolkit, if there is one. Sanitizers leave the backend out: its host compiler's flags are not ours.
+
 CUDA     ?= auto
 ifeq ($(CUDA),auto)
 NVCC     := $(firstword $(shell command -v nvcc) $(wildcard /usr/local/cuda/bin/nvcc))
@@ -26,7 +28,9 @@ else ifneq ($(CUDA),0)
 NVCC     := $(or $(wildcard $(CUDA)/bin/nvcc),$(error CUDA=$(CUDA): there is no $(CUDA)/bin/nvcc))
 endif
 TOOLKIT  := $(if $(NVCC),$(patsubst %/bin/,%,$(dir $(realpath $(NVCC)))))
-BUILD_CUDA := $(if $(SANITIZE),,$(NVCC))
+BUILD_CUDA := $(if $(VARIANT),,$(NVCC))
+
+# ---- sources
 
 # The floors, from the ground up: each may use those before it (docs/architecture.md). One library a floor, so that the
 # linker checks calls as scripts/check_floors.sh checks includes.
@@ -35,8 +39,10 @@ SOURCES  := $(foreach f,$(FLOORS),$(sort $(wildcard $(f)/*.c)))
 CUDA_SOURCES := $(sort $(wildcard cuda/*.cu))
 TEST_SOURCES := $(sort $(wildcard $(FLOORS:%=tests/%/test_*.c)))
 TESTS    := $(TEST_SOURCES:%.c=$(BUILD)/%)
+FUZZERS  := $(patsubst tests/%.c,$(BUILD)/%,$(sort $(wildcard $(FLOORS:%=tests/%/fuzz_*.c))))
 SUPPORT  := $(sort $(wildcard tests/*.c))
 BENCH    := $(sort $(wildcard bench/*.c))
+SCRIPTS  := $(sort $(wildcard scripts/*.sh)) .ci/run
 FORMATTED := $(wildcard *.c *.h $(foreach d,$(FLOORS) bench tests $(FLOORS:%=tests/%) \
                 $(addprefix tests/cuda_on_cpu,/ /shim/ /faults/),$(addprefix $(d)/,*.c *.h *.cc *.cu *.cuh)))
 
@@ -46,9 +52,11 @@ objects_of = $(if $(filter train,$(1)),$(BUILD)/train_gpt.o)$(if $(filter cuda,$
 reverse    = $(if $(1),$(call reverse,$(wordlist 2,$(words $(1)),$(1))) $(firstword $(1)))
 up_to      = $(if $(filter $(1),$(firstword $(2))),$(1),$(firstword $(2)) $(call up_to,$(1),$(wordlist 2,$(words $(2)),$(2))))
 libraries  = $(patsubst %,$(BUILD)/lib/%.a,$(call reverse,$(call up_to,$(1),$(FLOORS))))
-LIBRARIES  := $(call libraries,train)
-HOST_LIBRARIES := $(filter-out %/cuda.a,$(LIBRARIES))
-SCRIPTS  := $(sort $(wildcard scripts/*.sh)) .ci/run
+LIBRARIES := $(call libraries,train)
+# Tests do not wait for nvcc: none.a stands in for cuda.a.
+without_cuda = $(patsubst %/cuda.a,%/none.a,$(1))
+
+# ---- flags
 
 PREPROCESS := $(CC) $(CPPFLAGS) -E
 REQUIRED_HEADERS := omp.h cblas.h lapacke.h cjson/cJSON.h
@@ -63,24 +71,30 @@ WARNINGS := -Wall -Wextra -Wshadow -Wconversion -Wdouble-promotion -Wstrict-prot
             -Wvla -Werror
 MACHINE  := $(shell uname -m)
 ARCHFLAG := $(if $(filter native,$(ARCH)),$(if $(filter aarch64 arm64,$(MACHINE)),-mcpu=native,-march=native),-march=$(ARCH))
-SANITIZERS := $(if $(SANITIZE),-fsanitize=address -fsanitize=undefined)
-OPTIMIZE := $(if $(SANITIZE),-O1 $(SANITIZERS) -fno-sanitize-recover=undefined -fno-omit-frame-pointer,-O3)
+SANITIZERS := $(if $(SANITIZE)$(FUZZ),-fsanitize=address -fsanitize=undefined)
+OPTIMIZE := $(if $(SANITIZERS),-O1 $(SANITIZERS) -fno-sanitize-recover=undefined -fno-omit-frame-pointer,$(if $(DEBUG),-O0,-O3)) \
+            $(if $(FUZZ),-fsanitize=fuzzer-no-link -Wno-pass-failed)
 # What vectorising needs and NaN survives; ISO C mode would otherwise keep gcc from fusing a * b + c.
 FLOATING := -fno-math-errno -fno-trapping-math -ffp-contract=fast
 CPPFLAGS += -I. -D_GNU_SOURCE -DHAVE_ONEDNN=$(if $(filter onednn,$(GEMM)),1,0)
 CFLAGS   += -std=c11 -g $(OPTIMIZE) $(ARCHFLAG) -fopenmp $(FLOATING) $(WARNINGS)
 LDFLAGS  += -fopenmp $(SANITIZERS)
-# The CUDA runtime is linked statically; cublasLt, which takes 94 ms to load, is opened once a device is there.
-CUDA_RUNPATH := -Wl,-rpath,$(TOOLKIT)/lib64
-CUDA_LIBS := $(if $(BUILD_CUDA),-L$(TOOLKIT)/lib64 -L$(TOOLKIT)/lib $(CUDA_RUNPATH) -lcudart_static -lstdc++ -ldl -lrt -lpthread)
-LDLIBS   += $(GEMM_LIBS) -llapacke -lopenblas -lcjson $(CUDA_LIBS) -lm
+LDLIBS   += $(GEMM_LIBS) -llapacke -lopenblas -lcjson -lm
 
-# Code for A100 and H100, and PTX that the driver compiles for what is newer.
+# Code for A100 and H100, and PTX that the driver compiles for what is newer. The CUDA runtime is linked statically;
+# cublasLt, which takes 94 ms to load, is opened once a device is there.
 CUDA_ARCHITECTURES := -gencode arch=compute_80,code=sm_80 -gencode arch=compute_90,code=sm_90 \
                       -gencode arch=compute_90,code=compute_90
 NVCCFLAGS += -std=c++17 -O3 -Werror all-warnings --expt-relaxed-constexpr -I. -D_GNU_SOURCE
+CUDA_RUNPATH := -Wl,-rpath,$(TOOLKIT)/lib64
+CUDA_LIBS := $(if $(BUILD_CUDA),-L$(TOOLKIT)/lib64 -L$(TOOLKIT)/lib $(CUDA_RUNPATH) -lcudart_static -lstdc++ -ldl -lrt -lpthread)
+
 QUIET    := $(if $(V),,@)
-COMMANDS  = $(CC) $(CPPFLAGS) $(CFLAGS) $(LDFLAGS) $(LDLIBS) $(if $(BUILD_CUDA),$(NVCC) $(NVCCFLAGS) $(CUDA_ARCHITECTURES))
+export PYTHONPYCACHEPREFIX := $(abspath $(BUILD))/pycache
+COMMANDS  = $(CC) $(CPPFLAGS) $(CFLAGS) $(LDFLAGS) $(LDLIBS) \
+            $(if $(BUILD_CUDA),$(NVCC) $(NVCCFLAGS) $(CUDA_ARCHITECTURES) $(CUDA_LIBS))
+
+# ---- build
 
 ## all: build ./train_gpt (the default)
 all: train_gpt
@@ -89,29 +103,52 @@ all: train_gpt
 train_gpt: $(BUILD)/train_gpt FORCE
 	@ln -sf $< $@
 
-$(BUILD)/train_gpt: $(BUILD)/main.o $(LIBRARIES)
+## debug: build build/debug/train_gpt and the tests beside it with -O0, for gdb
+debug:
+	@$(MAKE) --no-print-directory -j$(JOBS) DEBUG=1 programs
+	@echo 'built   build/debug/train_gpt, build/debug/tests/'
+
+programs: $(BUILD)/train_gpt $(BUILD)/bench/bench $(TESTS)
+
+# $(1): further libraries
+define LINK
 	@echo 'link    $@'
-	$(QUIET)$(CC) $(LDFLAGS) -o $@ $^ $(LDLIBS)
+	$(QUIET)$(CC) $(LDFLAGS) -o $@ $^ $(1) $(LDLIBS)
+endef
+define ARCHIVE
+	@mkdir -p $(@D)
+	$(QUIET)rm -f $@ && $(AR) rcs $@ $^
+endef
+
+$(BUILD)/train_gpt: $(BUILD)/main.o $(LIBRARIES)
+	$(call LINK,$(CUDA_LIBS))
+
+$(BUILD)/bench/bench: $(BENCH:%.c=$(BUILD)/%.o) $(LIBRARIES)
+	$(call LINK,$(CUDA_LIBS))
 
 # $(1): a floor
 define FLOOR_RULES
 $(BUILD)/lib/$(1).a: $(call objects_of,$(1))
-	@mkdir -p $$(@D)
-	$$(QUIET)rm -f $$@ && $$(AR) rcs $$@ $$^
+	$$(ARCHIVE)
 
-$(BUILD)/tests/$(1)/test_%: $(BUILD)/tests/$(1)/test_%.o $(BUILD)/lib/support.a $(call libraries,$(1))
-	@echo 'link    $$@'
-	$$(QUIET)$$(CC) $$(LDFLAGS) -o $$@ $$^ -lcmocka $$(LDLIBS)
+$(BUILD)/tests/$(1)/test_%: $(BUILD)/tests/$(1)/test_%.o $(BUILD)/lib/support.a $(call without_cuda,$(call libraries,$(1)))
+	$$(call LINK,-lcmocka)
+
+$(BUILD)/$(1)/fuzz_%: $(BUILD)/tests/$(1)/fuzz_%.o $(call without_cuda,$(call libraries,$(1)))
+	$$(call LINK,-fsanitize=fuzzer)
 endef
 $(foreach f,$(FLOORS),$(eval $(call FLOOR_RULES,$(f))))
 
-$(BUILD)/lib/support.a: $(SUPPORT:%.c=$(BUILD)/%.o)
-	@mkdir -p $(@D)
-	$(QUIET)rm -f $@ && $(AR) rcs $@ $^
+$(BUILD)/lib/none.a: $(BUILD)/cuda/none.o
+	$(ARCHIVE)
 
-$(BUILD)/bench/bench: $(BENCH:%.c=$(BUILD)/%.o) $(LIBRARIES)
-	@echo 'link    $@'
-	$(QUIET)$(CC) $(LDFLAGS) -o $@ $^ $(LDLIBS)
+$(BUILD)/lib/support.a: $(SUPPORT:%.c=$(BUILD)/%.o)
+	$(ARCHIVE)
+
+# The program that tests run.
+$(BUILD)/tests/train_gpt: $(BUILD)/main.o $(call without_cuda,$(LIBRARIES))
+	$(LINK)
+$(filter $(BUILD)/tests/train/%,$(TESTS)): | $(BUILD)/tests/train_gpt
 
 $(BUILD)/%.o: %.c $(BUILD)/flags
 	@mkdir -p $(@D)
@@ -140,29 +177,107 @@ $(BUILD)/flags: FORCE
 setup:
 	@CC='$(CC)' scripts/setup.sh build test
 
-## test: set up, build, run every test program
+# ---- tests
+
+include tests/cuda_on_cpu/rules.mk
+
+## test: what a change is likely to break, in minutes; T=word runs the programs with that in their names
 test:
 	@CC='$(CC)' scripts/setup.sh build test
 	@$(MAKE) --no-print-directory -j$(JOBS) run-tests
 
-programs: $(BUILD)/train_gpt $(BUILD)/bench/bench $(TESTS)
+# What is run: programs, and settings of those after them (scripts/run_tests.sh).
+programs_of = $(foreach r,$(1),$(if $(findstring =,$(r)),,$(r)))
+RUNS     := $(TESTS) $(ON_CPU_RUNS)
+CHOSEN   := $(if $(T),$(foreach r,$(RUNS),$(if $(findstring =,$(r))$(findstring $(T),$(notdir $(r))),$(r))),$(RUNS))
+run-tests: $(call programs_of,$(CHOSEN))
+	$(if $(T)$(ON_CPU_RUNS),,@echo 'the CUDA sources are not run on the CPU: $(NOT_ON_CPU)')
+	@scripts/run_tests.sh $(CHOSEN)
 
-run-tests: programs cuda-on-cpu
-	@scripts/run_tests.sh $(TESTS) $(ON_CPU_RUNS)
+## test-all: test, test-modes, test-sanitize and fuzz, one after the other
+test-all:
+	@for target in test test-modes test-sanitize fuzz; do $(MAKE) --no-print-directory $$target || exit 1; done
 
-## test-sanitize: the same under AddressSanitizer and UBSan
+## test-modes: the emulated device in every mode and schedule, and the tests of a program with the CUDA backend in it
+test-modes:
+	@CC='$(CC)' scripts/setup.sh build test
+	@$(MAKE) --no-print-directory -j$(JOBS) run-modes
+
+CUDA_TESTS := $(if $(BUILD_CUDA),$(addprefix $(BUILD)/gpu/,device/test_backend train/test_roofline train/test_train_gpt))
+run-modes: $(CUDA_TESTS) $(call programs_of,$(MODE_RUNS)) $(if $(MODE_RUNS),$(FAULTS))
+	$(if $^,@scripts/run_tests.sh $(CUDA_TESTS) $(MODE_RUNS),@echo 'test-modes: skipped, $(NOT_ON_CPU)')
+
+## test-sanitize: test under AddressSanitizer and UBSan
 test-sanitize:
 	@$(MAKE) --no-print-directory test SANITIZE=1
 
-## cuda-on-cpu: build the CUDA sources for the CPU, to test them without a GPU (test-cuda-on-cpu runs those tests alone)
-include tests/cuda_on_cpu/rules.mk
+## fuzz: random bytes as token files and checkpoints, each for FUZZ_SECONDS (20), under the sanitizers; takes clang
+FUZZ_SECONDS ?= 20
+fuzz:
+	@scripts/setup.sh develop
+	@$(MAKE) --no-print-directory -j$(JOBS) CC=clang FUZZ=1 run-fuzzers
 
-## cuda-gate: check what nvcc makes of the kernels: registers, instructions, docs/cuda-kernels.md (WRITE=1 writes that)
+run-fuzzers: $(FUZZERS)
+	@for fuzzer in $^; do \
+	    $$fuzzer -max_len=4096 -max_total_time=$(FUZZ_SECONDS) -artifact_prefix=$(BUILD)/ >$$fuzzer.log 2>&1 || { \
+	        cat $$fuzzer.log; echo "failed  $$fuzzer"; exit 1; }; \
+	    echo "ok      $$fuzzer, $$(tail -n 1 $$fuzzer.log)"; \
+	done
+
+# Tests with the CUDA backend in them.
+$(BUILD)/gpu/%: $(BUILD)/tests/%.o $(BUILD)/lib/support.a $(LIBRARIES)
+	@mkdir -p $(@D)
+	$(call LINK,-lcmocka $(CUDA_LIBS))
+$(BUILD)/gpu/train_gpt: $(BUILD)/train_gpt
+	@mkdir -p $(@D)
+	@ln -f $< $@
+$(BUILD)/gpu/train/test_roofline $(BUILD)/gpu/train/test_train_gpt: | $(BUILD)/gpu/train_gpt
+
+# Needs no harness: the real device beside ref. The second program fails, rather than skips, where there is no device.
+GPU_TESTS := $(BUILD)/gpu/device/test_ops_backends $(BUILD)/gpu/cuda_on_cpu/test_cuda_training
+
+## test-gpu: on a machine with a GPU, every op and 20 training steps of it beside ref
+test-gpu: $(GPU_TESTS)
+	@scripts/run_tests.sh $(GPU_TESTS)
+
+# ---- checks
+
+## check: formatting, floors, calls and links, scripts
+check:
+	@scripts/setup.sh develop
+	@clang-format --dry-run -Werror $(FORMATTED)
+	@shellcheck $(SCRIPTS)
+	@python3 -m compileall -q scripts tests
+	@python3 scripts/cuda_gate --self-test
+	@$(MAKE) --no-print-directory -j$(JOBS) floors
+
+## floors: no floor includes, calls or needs for its link what is not below it, and no two objects call each other
+floors: $(LIBRARIES) $(FLOORS:%=$(BUILD)/links/%)
+	@scripts/check_floors.sh $(BUILD)
+
+# A floor's whole library and the libraries below it leave no symbol undefined.
+below = $(filter $(FLOORS),$(shell scripts/check_floors.sh --below $(1)))
+define LINK_RULE
+$(BUILD)/links/$(1): $(BUILD)/links/main.o $(call libraries,$(1))
+	$(QUIET)$(CC) $(LDFLAGS) -o $$@ $$< -Wl,--whole-archive $(BUILD)/lib/$(1).a -Wl,--no-whole-archive \
+	    $$(patsubst %,$(BUILD)/lib/%.a,$$(call reverse,$$(call below,$(1)))) $(CUDA_LIBS) $(LDLIBS)
+endef
+$(foreach f,$(FLOORS),$(eval $(call LINK_RULE,$(f))))
+
+$(BUILD)/links/main.o:
+	@mkdir -p $(@D)
+	@echo 'int main(void) { return 0; }' | $(CC) -x c -c -o $@ -
+
+## format: clang-format on all C, C++ and CUDA sources
+format:
+	clang-format -i $(FORMATTED)
+
+## cuda-gate: what nvcc makes of the kernels: registers, instructions, occupancy, and whether a test launches each
 LAUNCHES := $(ON_CPU)/launches.step $(ON_CPU)/launches.tests
 ifeq ($(NOT_ON_CPU),)
 cuda-gate: $(LAUNCHES)
-	@scripts/cuda_gate.py --nvcc '$(NVCC)' --flags '$(NVCCFLAGS)' --build $(BUILD)/cuda-gate --launches $(LAUNCHES) \
-	    $(if $(WRITE),--write) --sources $(CUDA_SOURCES)
+	@python3 scripts/cuda_gate --nvcc '$(NVCC)' --flags '$(NVCCFLAGS)' --build $(BUILD)/cuda-gate --launches $(LAUNCHES) \
+	    --sources $(CUDA_SOURCES)
 else
 cuda-gate:
 	@echo 'cuda-gate: skipped, $(NOT_ON_CPU)'
@@ -186,20 +301,7 @@ $(ON_CPU)/launches.tests: $(ON_CPU)/plain/test_ops_backends $(ON_CPU)/plain/test
 	$(QUIET)for test in $^; do CUDA_ON_CPU_LAUNCHES=$@.part $$test >$@.log 2>&1 || { cat $@.log; exit 1; }; done
 	@mv $@.part $@
 
-# Needs no harness: the real device beside ref. The second program fails, rather than skips, where there is no device.
-GPU_TESTS := $(BUILD)/tests/device/test_ops_backends $(BUILD)/tests/cuda_on_cpu/test_cuda_training
-
-$(BUILD)/tests/cuda_on_cpu/test_%: $(BUILD)/tests/cuda_on_cpu/test_%.o $(BUILD)/lib/support.a $(LIBRARIES)
-	@echo 'link    $@'
-	$(QUIET)$(CC) $(LDFLAGS) -o $@ $^ -lcmocka $(LDLIBS)
-
-## test-gpu: on a machine with a GPU, every op and 20 training steps of it beside ref
-test-gpu: $(GPU_TESTS)
-	@scripts/run_tests.sh $(GPU_TESTS)
-
-## bench-gpu: tokens/s and MFU on the GPU, configuration by configuration, beside their prediction
-bench-gpu: $(BUILD)/bench/bench
-	@$(BUILD)/bench/bench gpu --json $(BUILD)/bench/gpu.jsonl
+# ---- the README's commands
 
 ## quickstart: set up, build, get a text, train on it for a few minutes, sample (CORPUS=file for your own text)
 quickstart:
@@ -221,18 +323,9 @@ bench: $(BUILD)/train_gpt $(BUILD)/bench/bench
 bench-check: $(BUILD)/bench/bench
 	@$(BUILD)/bench/bench quick --check bench/ratios.json
 
-## check: formatting, include direction, scripts
-check:
-	@scripts/setup.sh develop
-	@clang-format --dry-run -Werror $(FORMATTED)
-	@scripts/check_floors.sh
-	@shellcheck $(SCRIPTS)
-	@PYTHONPYCACHEPREFIX=$(BUILD)/pycache python3 -m py_compile $(wildcard scripts/*.py tests/*/*.py)
-	@scripts/cuda_gate.py --self-test
-
-## format: clang-format on all C, C++ and CUDA sources
-format:
-	clang-format -i $(FORMATTED)
+## bench-gpu: tokens/s and MFU on the GPU, configuration by configuration, beside their prediction
+bench-gpu: $(BUILD)/bench/bench
+	@$(BUILD)/bench/bench gpu --json $(BUILD)/bench/gpu.jsonl
 
 ## clean: remove what was built (runs and datasets stay)
 clean:
@@ -243,6 +336,7 @@ help:
 	@sed -n 's/^## //p' $(firstword $(MAKEFILE_LIST)) | sort
 
 FORCE:
-.PHONY: all setup programs test run-tests test-sanitize cuda-gate quickstart compare lab bench bench-check test-gpu bench-gpu check format clean help FORCE
+.PHONY: all debug programs setup test run-tests test-all test-modes run-modes test-sanitize fuzz run-fuzzers test-gpu \
+        check floors format cuda-gate quickstart compare lab bench bench-check bench-gpu clean help FORCE
 .SECONDARY:
 -include $(patsubst %.c,$(BUILD)/%.d,$(SOURCES) $(wildcard *.c) $(TEST_SOURCES) $(SUPPORT) $(BENCH)) $(CUDA_SOURCES:%.cu=$(BUILD)/%.d)

@@ -117,7 +117,7 @@ static bool is_folder(const char *path) {
     return stat(path, &info) == 0 && S_ISDIR(info.st_mode);
 }
 
-/* mkdir of each prefix in turn. Others may create the same folders at the same time: that is no error. */
+/* mkdir of each prefix in turn. Others may create the same folders at the same time: that is not an error. */
 Status folder_create(const char *path) {
     char prefix[PATH_SIZE];
     size_t length = strlen(path);

@@ -44,10 +44,6 @@ int64_t probe_interval(const ProbeSet *set, ProbeId id) {
     return set->states[id] ? configured_interval(&set->config->probe, id) : 0;
 }
 
-bool probe_is_due(const ProbeSet *set, ProbeId id) {
-    return set->due[id];
-}
-
 /* ---- life ------------------------------------------------------------------------------------------------------- */
 
 static bool is_wanted(const ProbeSet *set, ProbeId id) {

@@ -106,4 +106,3 @@ void probes_resumed(ProbeSet *set);
 void probes_force(ProbeSet *set, ProbeId only);
 int64_t probe_interval(const ProbeSet *set, ProbeId id); /* steps; 0: off */
 const char *probe_name(ProbeId id);
-bool probe_is_due(const ProbeSet *set, ProbeId id);

@@ -140,7 +140,7 @@ static void step(void *self, ProbeSet *set, const StepNumbers *numbers) {
     StepNumbers own = *numbers;
     own.update = ++p->updates;
     for (int i = 0; i < SHADOWS; i++)
-        optimizer_step(&p->optimizers[i], &own, probe_is_due(set, PROBE_SHADOW) ? observe : NULL, p);
+        optimizer_step(&p->optimizers[i], &own, set->due[PROBE_SHADOW] ? observe : NULL, p);
 }
 
 /* ---- checkpoints ------------------------------------------------------------------------------------------------ */

@@ -13,6 +13,10 @@
 
 /* ---- tensors and checkpoints ------------------------------------------------------------------------------------ */
 
+static const char *plural(int64_t count) {
+    return count == 1 ? "" : "s";
+}
+
 static Status inspect_safetensors(const char *path) {
     SafetensorsFile file;
     Status status = safetensors_open(&file, path);
@@ -23,8 +27,8 @@ static Status inspect_safetensors(const char *path) {
         printf("%-64s %s\n", file.entries[i].name, safetensors_describe(&file.entries[i], text, sizeof text));
         elements += safetensors_numel(&file.entries[i]);
     }
-    printf("%s: %lld tensors, %lld elements, %lld bytes\n", path, (long long)file.count, (long long)elements,
-           (long long)file.size);
+    printf("%s: %lld tensor%s, %lld elements, %lld bytes\n", path, (long long)file.count, plural(file.count),
+           (long long)elements, (long long)file.size);
     safetensors_close(&file);
     return status;
 }
@@ -139,10 +143,11 @@ static Status inspect_run(const CommandLine *line) {
     Config config;
     Status status = command_line_run_config(&run, &config);
     if (status.code) return status;
-    printf("%s: %s, %lld layers, width %lld, %s on the matrices, lr %g, %lld steps of %lld x %lld tokens\n",
-           run.run_dir, config.name, (long long)config.model.layers, (long long)config.model.width,
-           optimizer_name(config.optimizer.matrices), config.optimizer.lr, (long long)config.train.steps,
-           (long long)config.train.batch, (long long)config.model.context);
+    printf("%s: %s, %lld layer%s, width %lld, %s on the matrices, lr %g, %lld step%s of %lld x %lld tokens\n",
+           run.run_dir, config.name, (long long)config.model.layers, plural(config.model.layers),
+           (long long)config.model.width, optimizer_name(config.optimizer.matrices), config.optimizer.lr,
+           (long long)config.train.steps, plural(config.train.steps), (long long)config.train.batch,
+           (long long)config.model.context);
     if (config.qk_clip.enabled && FAILED(status, print_clips(run.run_dir, &config.model))) return status;
     return print_checkpoints(run.run_dir);
 }

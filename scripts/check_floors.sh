@@ -7,10 +7,11 @@
 # includes are written from the root of the tree. Headers of CUDA stand only under cuda/ and in the harness that runs it
 # on the CPU, tests/cuda_on_cpu/; those of MPI and NCCL only under comm/.
 #
-#   scripts/check_floors.sh [BUILD]
+#   scripts/check_floors.sh [BUILD]             BUILD: a folder with the floors' libraries in lib/
+#   scripts/check_floors.sh --below FLOOR       prints the floors below one
 #
-# With a build folder it also reads the symbols of the objects there: no object calls one of a floor above its own, and no
-# two objects of a floor call each other in a circle. Prints each violation and exits with 1 if there is one.
+# With a build folder it also reads the symbols of the libraries there: no object calls one of a floor above its own, and
+# no objects call each other in a circle. Prints each violation and exits with 1 if there is one.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 
@@ -23,8 +24,14 @@ declare -A below=(
     [optim]="base ops $backends device model data"
     [probe]="base ops $backends device model data optim"
     [run]="base ops $backends device model data optim probe"
+    [train]="base ops $backends device model data optim probe run" # train_gpt.c
 )
-all="${below[run]} run"
+all="${below[train]} train"
+
+if [[ ${1:-} == --below ]]; then
+    echo "${below[$2]}"
+    exit
+fi
 
 violations=0
 complain() { # place, sentence
@@ -76,10 +83,10 @@ done < <(grep -nE '^[[:space:]]*#[[:space:]]*include' "${files[@]}" /dev/null)
 
 # "caller callee" for each pair of objects of which one uses a symbol that the other defines.
 calls() { # build folder
-    local floor folders=()
-    for floor in $all; do [[ ! -d $1/$floor ]] || folders+=("$1/$floor"); done
-    find "${folders[@]}" -name '*.o' -print0 | xargs -0 nm -A -g |
-        sed -E "s#^$1/([^:]*):[0-9a-f ]*([A-Za-z]) (.*)#\\1 \\2 \\3#" |
+    local floor libraries=()
+    for floor in $all; do [[ ! -e $1/lib/$floor.a ]] || libraries+=("$1/lib/$floor.a"); done
+    nm -A -g "${libraries[@]}" |
+        sed -nE "s#^$1/lib/([a-z]*)\.a:([^:]*):[0-9a-f ]*([A-Za-z]) (.*)#\1/\2 \3 \4#p" |
         awk '{ if ($2 == "U" || $2 == "w") use[$1 " " $3]; else if ($2 ~ /[TDBRC]/) home[$3] = $1 }
              END { for (u in use) { split(u, part, " "); if (part[2] in home && home[part[2]] != part[1]) print part[1], home[part[2]] } }' |
         sort -u
@@ -100,5 +107,5 @@ work=$(mktemp -d)
 trap 'rm -rf "$work"' EXIT
 if (($# > 0)); then check_calls "$1"; fi
 
-printf 'floors: %d files, %d violations\n' "${#files[@]}" "$violations"
+printf 'floors: %d files, %d violation%s\n' "${#files[@]}" "$violations" "$( ((violations == 1)) || echo s)"
 ((violations == 0))

@@ -615,7 +615,7 @@ def flatten(config, prefix=""):
 
 
 def config_differences(runs):
-    """Rows of (key, value per run) for the keys that are not alike in all; and how many are."""
+    """Rows of (key, value per run) for the keys that differ between runs; and how many do not."""
     flat = [dict(flatten(run.config)) for run in runs]
     keys = list(dict.fromkeys(key for one in flat for key in one if key != "name"))
     rows = [(key, [one.get(key, "–") for one in flat]) for key in keys]
@@ -680,7 +680,7 @@ def build_page(runs, out):
                      + picture(light, render(plot, runs, DARK), title))
     summary = table(runs, "", [(name, [value(run) for run in runs]) for name, value in SUMMARY])
     different, alike = config_differences(runs)
-    configs = (table(runs, "key", different) if different else "") + f"<p>{alike} other keys are alike in all runs.</p>"
+    configs = (table(runs, "key", different) if different else "") + f"<p>{alike} other keys are the same in all runs.</p>"
     title = " · ".join(run.label for run in runs)
     style = STYLE % {**vars(LIGHT), **{f"dark_{key}": value for key, value in vars(DARK).items()}}
     return (f'<!doctype html><html lang="en"><meta charset="utf-8"><meta name="viewport" content="width=device-width">'

@@ -54,8 +54,8 @@ elif [[ -s $text ]]; then
     say "$text is already there"
     exit 0
 elif ! "get_$first" "$partial" && ! "get_$second" "$partial"; then
-    say "found neither bible-kjv (it takes apt) nor tinyshakespeare (it takes curl and a network)." >&2
-    say 'Give a text of your own: CORPUS=FILE make quickstart' >&2
+    say "found neither bible-kjv (needs apt) nor tinyshakespeare (needs curl and a network)." >&2
+    say 'Use a text of your own: CORPUS=FILE make quickstart' >&2
     exit 2
 fi
 mv -- "$partial" "$text"

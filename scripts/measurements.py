@@ -279,7 +279,7 @@ def main():
     apply_theme(LIGHT)
     for field, plot in FIGURES.items():
         if not has(runs, field):
-            print(f"{field}: the runs do not have it")
+            print(f"{field}: not in these runs")
             continue
         figure = plot(runs, LIGHT, options.role)
         figure.savefig(out / f"{field}.png", dpi=110)

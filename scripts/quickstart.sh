@@ -41,7 +41,7 @@ cat <<END
 
 Next:
   ./train_gpt sample $run --prompt 'And it came to pass'
-  ./train_gpt --resume $run train.steps=N                 # go on training, up to step N
+  ./train_gpt --resume $run train.steps=N                 # continue training, up to step N
   ./train_gpt $config optimizer.matrices=adamw name=quickstart-adamw
   make compare                                            # Muon against AdamW, with plots
   ./train_gpt --help                                      # every setting

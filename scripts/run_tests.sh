@@ -50,7 +50,7 @@ start_program() { # program, number
     { run_program "$1" "$2" >"$work/$2.report" && cat "$work/$2.report"; } &
 }
 
-(($# > 0)) || echo 'no test programs given'
+(($# > 0)) || echo 'no test program to run'
 setting='' number=0
 for word; do
     case $word in

@@ -8,7 +8,7 @@
 # names and exits with 2. CC=clang asks for clang and its OpenMP in place of gcc.
 set -eu
 
-# Group, Debian package, probe, what for. A package with "?" before it can be done without.
+# Group, Debian package, probe, what for. A package with "?" before it is optional.
 requirements() {
     case ${CC:-gcc} in
     *clang*)
@@ -24,7 +24,7 @@ requirements() {
 build       libc6-dev           header:stdio.h         headers of the C library
 build       make                command:make           runs the build
 build       ?libdnnl-dev        header:dnnl.h          oneDNN: fast matrix products on the CPU
-build       libopenblas-dev     library:openblas       BLAS: below LAPACK, and matrix products where oneDNN is absent
+build       libopenblas-dev     library:openblas       BLAS: for LAPACK, and matrix products where oneDNN is absent
 build       liblapacke-dev      header:lapacke.h       LAPACK: singular values of weights and updates
 build       libcjson-dev        header:cjson/cJSON.h   JSON: configs, metrics, checkpoints
 test        libcmocka-dev       header:cmocka.h        test framework
@@ -32,6 +32,7 @@ quickstart  bible-kjv           command:bible          the King James Bible: 4.3
 compare     python3-matplotlib  python:matplotlib      plots of scripts/compare.py
 develop     clang               command:clang          second compiler
 develop     libomp-dev          header:omp.h           OpenMP for clang
+develop     ?libclang-rt-dev    library:clang_rt       libFuzzer and sanitizers for clang
 develop     clang-format        command:clang-format   formatting of the sources
 develop     shellcheck          command:shellcheck     checks of the scripts
 develop     python3-minimal     command:python3        syntax check of the Python scripts
@@ -73,7 +74,7 @@ can_install() {
 apt_get() { # silent unless it fails
     if ! as_root env DEBIAN_FRONTEND=noninteractive apt-get -qq "$@" >"$work/log" 2>&1; then
         cat "$work/log" >&2
-        say "apt-get $1 failed (its messages are above); mend that and run this again" >&2
+        say "apt-get $1 failed (its messages are above); fix that and run this again" >&2
         exit 1
     fi
 }
@@ -105,7 +106,7 @@ while read -r group package probe purpose; do
     elif is_offered "$name"; then
         optional="$optional $name"
     else
-        say "going on without $name ($purpose): this system's package lists do not offer it"
+        say "continuing without $name ($purpose): not in this system's package lists"
         continue
     fi
     say "missing: $name ($purpose)"
@@ -114,8 +115,8 @@ done <"$work/requirements"
 [ -n "$needed$optional" ] || exit 0
 
 if ! can_install; then
-    say "cannot install here: that takes apt-get, and root or sudo without a password." >&2
-    say "Install these by your system's means${needed:+ and run this again}:$needed$optional" >&2
+    say "cannot install here: that needs apt-get, and root or sudo without a password." >&2
+    say "Install these with your system's package manager${needed:+ and run this again}:$needed$optional" >&2
     [ -z "$needed" ] || exit 2
     exit 0
 fi
@@ -126,7 +127,7 @@ for name in $optional; do
     if is_offered "$name"; then
         needed="$needed $name"
     else
-        say "going on without $name: this system's package lists do not offer it"
+        say "continuing without $name: not in this system's package lists"
     fi
 done
 [ -n "$needed" ] || exit 0

@@ -496,7 +496,7 @@ static void the_committed_document_is_the_generated_one(void **state) {
 static int run(const char *arguments, char **output) {
     char binary[PATH_SIZE] = "", folder[PATH_SIZE], command[PATH_SIZE * 3];
     assert_true(readlink("/proc/self/exe", binary, sizeof binary - 1) > 0);
-    for (int up = 0; up < 3; up++) *strrchr(binary, '/') = 0;
+    for (int up = 0; up < 2; up++) *strrchr(binary, '/') = 0;
     test_folder(folder);
     snprintf(command, sizeof command, "cd %s && %s/train_gpt %s 2>&1", folder, binary, arguments);
     FILE *pipe = popen(command, "r");

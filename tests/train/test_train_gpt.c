@@ -1,6 +1,6 @@
 /* The program as its users meet it: the binary is run in a temporary folder, and judged by its exit code, by what it
  * prints and by the files it leaves. The binary is the one beside this test's folder: build/tests/run/test_train_gpt
- * runs build/train_gpt. */
+ * runs build/tests/train_gpt. */
 #include "tests/support.h"
 
 #include <math.h>
@@ -30,7 +30,7 @@ static int set_up(void **state) {
     test_folder(f->folder);
     ssize_t length = readlink("/proc/self/exe", f->binary, sizeof f->binary - 1);
     assert_true(length > 0);
-    for (int up = 0; up < 3; up++) *strrchr(f->binary, '/') = 0;
+    for (int up = 0; up < 2; up++) *strrchr(f->binary, '/') = 0;
     strcat(f->binary, "/train_gpt");
     *state = f;
     return 0;
