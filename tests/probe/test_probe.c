@@ -24,9 +24,9 @@ static void the_first_step_and_multiples_of_the_interval_are_due(void **state) {
     for (int64_t step = 1; step <= 13; step++) {
         const bool collision = step == 1 || step % 3 == 0, spectrum = step == 1 || step % 4 == 0;
         toy_begin(&t, step);
-        assert_int_equal(probe_is_due(&t.set, PROBE_COLLISION), collision);
-        assert_int_equal(probe_is_due(&t.set, PROBE_SPECTRUM), spectrum);
-        assert_false(probe_is_due(&t.set, PROBE_LOGITS));
+        assert_int_equal(t.set.due[PROBE_COLLISION], collision);
+        assert_int_equal(t.set.due[PROBE_SPECTRUM], spectrum);
+        assert_false(t.set.due[PROBE_LOGITS]);
         cJSON *line = toy_end(&t);
         assert_int_equal(cJSON_GetObjectItem(line, "collision") != NULL, collision);
         assert_int_equal(cJSON_GetObjectItem(line, "spectrum") != NULL, spectrum);
@@ -47,7 +47,7 @@ static void a_forced_probe_is_due_in_every_step_and_alone(void **state) {
         for (int64_t step = 1; step <= 3; step++) {
             probes_begin(&t.set, step, 0);
             for (int id = 0; id < PROBE_COUNT; id++)
-                assert_int_equal(probe_is_due(&t.set, (ProbeId)id), id == (int)forced[i] && id != PROBE_BOUND);
+                assert_int_equal(t.set.due[(ProbeId)id], id == (int)forced[i] && id != PROBE_BOUND);
         }
     }
     toy_close(&t);
@@ -62,7 +62,7 @@ static void without_watched_blocks_their_probes_are_off(void **state) {
     for (int i = 0; i < ON; i++) {
         const bool works = all_on[i] == PROBE_LOGITS || all_on[i] == PROBE_SPECTRUM;
         assert_int_equal(probe_interval(&t.set, all_on[i]), works);
-        assert_int_equal(probe_is_due(&t.set, all_on[i]), works);
+        assert_int_equal(t.set.due[all_on[i]], works);
     }
     assert_int_equal(probes_state(&t.set, NULL), 0);
     toy_close(&t);
@@ -75,10 +75,10 @@ static void a_refused_step_has_no_record_of_an_update(void **state) {
     Toy t;
     toy_open(&t, "ref", (char *[]){ALL_ON, NULL});
     probes_begin(&t.set, 1, 0);
-    for (int i = 0; i < ON; i++) assert_true(probe_is_due(&t.set, all_on[i]));
+    for (int i = 0; i < ON; i++) assert_true(t.set.due[all_on[i]]);
     assert_non_null(probes_observer(&t.set));
     probes_gradient(&t.set, NULL, NULL);
-    for (int i = 0; i < ON; i++) assert_int_equal(probe_is_due(&t.set, all_on[i]), all_on[i] == PROBE_LOGITS);
+    for (int i = 0; i < ON; i++) assert_int_equal(t.set.due[all_on[i]], all_on[i] == PROBE_LOGITS);
     assert_null(probes_observer(&t.set));
     cJSON *line = toy_report(&t);
     assert_int_equal(cJSON_GetArraySize(rows_of(line, "logits")), LAYERS * HEADS);
