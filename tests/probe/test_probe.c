@@ -126,6 +126,13 @@ static void a_step_of_all_probes_has_their_fields_in_order(void **state) {
     toy_close(&t);
 }
 
+static NamedTensor *state_of(Toy *t, int64_t *count) {
+    *count = probes_state(&t->set, NULL);
+    NamedTensor *tensors = calloc((size_t)*count + 1, sizeof *tensors);
+    assert_int_equal(probes_state(&t->set, tensors), *count);
+    return tensors;
+}
+
 /* ---- memory ----------------------------------------------------------------------------------------------------- */
 
 static int64_t bases(const ProbeSet *set) {
@@ -150,6 +157,21 @@ static void planning_counts_the_memory_and_takes_none(void **state) {
 
     toy_open(&t, "ref", (char *[]){NULL});
     assert_int_equal(probes_bytes(&t.set), 0);
+    toy_close(&t);
+}
+
+static void the_state_of_a_probe_is_counted(void **state) {
+    (void)state;
+    int64_t count, of_state = 0, with;
+    Toy t;
+    toy_open(&t, "ref", (char *[]){"probe.collision_every=1", "probe.shadow_every=1", NULL});
+    NamedTensor *tensors = state_of(&t, &count);
+    for (int64_t i = 0; i < count; i++) of_state += tensor_bytes(tensors[i].tensor);
+    with = probes_bytes(&t.set);
+    free(tensors);
+    toy_close(&t);
+    toy_open(&t, "ref", (char *[]){"probe.collision_every=1", NULL});
+    assert_true(of_state > 0 && with - probes_bytes(&t.set) >= of_state);
     toy_close(&t);
 }
 
@@ -214,13 +236,6 @@ static void without_memory_a_probe_names_its_key_and_leaves_nothing(void **state
 
 /* ---- state ------------------------------------------------------------------------------------------------------ */
 
-static NamedTensor *state_of(Toy *t, int64_t *count) {
-    *count = probes_state(&t->set, NULL);
-    NamedTensor *tensors = calloc((size_t)*count + 1, sizeof *tensors);
-    assert_int_equal(probes_state(&t->set, tensors), *count);
-    return tensors;
-}
-
 static void state_has_names_of_its_own_and_counts_updates(void **state) {
     (void)state;
     int64_t count;
@@ -258,6 +273,7 @@ int main(void) {
         cmocka_unit_test(updates_are_observed_where_a_probe_of_them_is_due),
         cmocka_unit_test(a_step_of_all_probes_has_their_fields_in_order),
         cmocka_unit_test(planning_counts_the_memory_and_takes_none),
+        cmocka_unit_test(the_state_of_a_probe_is_counted),
         cmocka_unit_test(without_memory_a_probe_names_its_key_and_leaves_nothing),
         cmocka_unit_test(state_has_names_of_its_own_and_counts_updates),
     };

@@ -506,6 +506,7 @@ static void fields_of_updates_follow_the_optimizer(void **state) {
 static struct {
     void (*function)(void *);
     void *argument;
+    bool broken; /* the device: it calls nothing any more */
 } later;
 
 static void call_later(Backend *be, void (*function)(void *), void *argument) {
@@ -517,6 +518,7 @@ static void call_later(Backend *be, void (*function)(void *), void *argument) {
 
 static Status sync(Backend *be) {
     (void)be;
+    if (later.broken) return status_error(STATUS_DEVICE, "broken");
     void (*function)(void *) = later.function;
     later.function = NULL;
     if (function) function(later.argument);
@@ -530,6 +532,7 @@ static void mark(Backend *be, int moment) {
 
 static void open_asynchronous(Toy *t) {
     toy_prepare(t, "ref", (char *[]){"probe.spectrum_every=2", NULL});
+    memset(&later, 0, sizeof later);
     t->be.ops.mark = mark;
     t->be.ops.call_later = call_later;
     t->be.ops.sync = sync;
@@ -581,6 +584,19 @@ static void a_line_gets_the_spectrum_of_its_own_step_while_others_run(void **sta
     toy_close(&t);
 }
 
+static void a_line_does_not_wait_for_a_device_that_has_failed(void **state) {
+    (void)state;
+    Toy t;
+    open_asynchronous(&t);
+    cJSON *line = step_with_late_line(&t, 2);
+    later.broken = true;
+    probes_report_late(&t.set, line);
+    assert_true(cJSON_GetArraySize(rows_of(line, "spectrum")) > 0);
+    assert_non_null(later.function);
+    cJSON_Delete(line);
+    toy_close(&t);
+}
+
 int main(void) {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(orthogonality_and_rms_are_those_of_the_elements),
@@ -602,6 +618,7 @@ int main(void) {
         cmocka_unit_test(a_nan_in_one_head_stays_in_that_head_and_the_whole),
         cmocka_unit_test(fields_of_updates_follow_the_optimizer),
         cmocka_unit_test(a_line_gets_the_spectrum_of_its_own_step_while_others_run),
+        cmocka_unit_test(a_line_does_not_wait_for_a_device_that_has_failed),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }
