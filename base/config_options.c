@@ -39,7 +39,9 @@ static Choices update_scales = {"rms", "original", "spectral", "none", NULL};
 static Choices head_blocks = {"q", "q_rope", "k", "v", "o", NULL};
 static Choices hidden_blocks = {"q",       "q_rope", "k",    "v",  "o",    "q_down",
                                 "kv_down", "k_rope", "gate", "up", "down", NULL};
-static Choices planned_gpus = {"A100", "H100", "H200", "4090", "B200", NULL};
+#define X(name) #name,
+static Choices planned_gpus = {GPU_LIST(X) NULL};
+#undef X
 
 const Section config_sections[] = {
     {"", "The run as a whole."},

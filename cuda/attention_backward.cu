@@ -761,6 +761,6 @@ int64_t cuda_attention_backward_scratch_bytes(const Backend *, const OpLimits *l
     return scratch_bytes(limits->batch, limits->heads, limits->context);
 }
 
-void cuda_fill_attention_backward_ops(BackendOps *ops) {
+void cuda_fill_attention_backward(BackendOps *ops) {
     ops->attention_grad = cuda_attention_grad;
 }

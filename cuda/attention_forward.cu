@@ -560,7 +560,7 @@ static void cuda_attention(Backend *be, Tensor out, Tensor lse, Tensor max_logit
         by_dtype(q.dtype, [&](auto zero) { launch_plain<decltype(zero)>(be, a); });
 }
 
-void cuda_fill_attention_forward_ops(BackendOps *ops) {
+void cuda_fill_attention_forward(BackendOps *ops) {
     ops->attention = cuda_attention;
 }
 

@@ -16,6 +16,10 @@
 #include <cstdlib>
 #include <cstring>
 
+extern "C" {
+#include "cuda/open.h"
+}
+
 /* Absent where another BLAS stands in for OpenBLAS. */
 extern "C" void openblas_set_num_threads(int threads) __attribute__((weak));
 
@@ -185,16 +189,9 @@ static Status wait_for_stream(Backend *be) {
 
 int64_t cuda_scratch_bytes(const Backend *be, const OpLimits *limits) {
     static int64_t (*const families[])(const Backend *, const OpLimits *) = {
-        cuda_elementwise_scratch_bytes,
-        cuda_gemm_scratch_bytes,
-        cuda_symmetric_scratch_bytes,
-        cuda_norm_scratch_bytes,
-        cuda_embedding_scratch_bytes,
-        cuda_attention_forward_scratch_bytes,
-        cuda_attention_backward_scratch_bytes,
-        cuda_census_scratch_bytes,
-        cuda_loss_scratch_bytes,
-        cuda_optimizer_scratch_bytes,
+#define X(family) cuda_##family##_scratch_bytes,
+        CUDA_FAMILIES(X)
+#undef X
     };
     int64_t largest = 0;
     for (auto family : families) {
@@ -267,16 +264,9 @@ static Status open_stream(CudaState *state) {
 
 static void fill_ops(BackendOps *ops) {
     *ops = {};
-    cuda_fill_elementwise_ops(ops);
-    cuda_fill_gemm_ops(ops);
-    cuda_fill_symmetric_ops(ops);
-    cuda_fill_norm_ops(ops);
-    cuda_fill_embedding_ops(ops);
-    cuda_fill_attention_forward_ops(ops);
-    cuda_fill_attention_backward_ops(ops);
-    cuda_fill_census_ops(ops);
-    cuda_fill_loss_ops(ops);
-    cuda_fill_optimizer_ops(ops);
+#define X(family) cuda_fill_##family(ops);
+    CUDA_FAMILIES(X)
+#undef X
     ops->alloc = alloc_zeroed;
     ops->free = release;
     ops->to_host = to_host;

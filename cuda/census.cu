@@ -151,6 +151,6 @@ int64_t cuda_census_scratch_bytes(const Backend *, const OpLimits *limits) {
     return census_bytes(limits->batch, limits->heads, limits->context);
 }
 
-void cuda_fill_census_ops(BackendOps *ops) {
+void cuda_fill_census(BackendOps *ops) {
     ops->logit_census = logit_census;
 }

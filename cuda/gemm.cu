@@ -630,7 +630,7 @@ void linear_grad_weight(Backend *be, Tensor dw, Tensor dbias, Tensor dout, Tenso
 
 } // namespace
 
-void cuda_fill_gemm_ops(BackendOps *ops) {
+void cuda_fill_gemm(BackendOps *ops) {
     ops->matmul = matmul;
     ops->linear = linear;
     ops->linear_grad_input = linear_grad_input;

@@ -264,9 +264,9 @@ Status gpt_plan(Gpt *g, const ModelConfig *config, int64_t micro_batch, Backend 
                .F = config->mlp_width,
                .V = config->vocab,
                .L = config->layers,
-               .weights = arena_measure("weights"),
-               .gradients = arena_measure("gradients"),
-               .activations = arena_measure("activations")};
+               .weights = arena_measure_for("weights", "lower model.layers or model.width"),
+               .gradients = arena_measure_for("gradients", "lower model.layers or model.width"),
+               .activations = arena_measure_for("activations", "lower train.micro_batch or model.context")};
     for (int i = 0; i < GPT_PARAM_COUNT; i++) g->index[i] = -1;
     g->layers = calloc((size_t)g->L, sizeof *g->layers);
     if (!g->layers)

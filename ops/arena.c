@@ -1,27 +1,34 @@
 /* Measured, then allocated once; see arena.h. */
 #include "ops/arena.h"
 
+#include "base/integer.h"
+
 enum { ALIGNMENT = 64 }; /* a cache line, and the widest SIMD vector */
 
 /* What a layout too large to count is taken for: no machine has it, and sums of several arenas still fit. */
 static const int64_t MOST_BYTES = INT64_MAX / 16 / ALIGNMENT * ALIGNMENT;
 
+Arena arena_measure_for(const char *name, const char *remedy) {
+    return (Arena){.name = name, .remedy = remedy};
+}
+
 Arena arena_measure(const char *name) {
-    return (Arena){.name = name};
+    return arena_measure_for(name, NULL);
 }
 
 Status arena_allocate(Arena *arena, Backend *be) {
     CHECK(!arena->base, "arena %s is allocated already", arena->name);
     void *memory = NULL;
-    Status status = backend_alloc(be, &memory, arena->used, arena->name);
+    Status status = backend_alloc_for(be, &memory, arena->used, arena->name, arena->remedy);
     if (status.code) return status;
-    *arena = (Arena){.name = arena->name, .backend = be, .base = memory, .size = arena->used};
+    arena->backend = be, arena->base = memory;
+    arena->size = arena->used, arena->used = 0;
     return status;
 }
 
 void arena_free(Arena *arena) {
     if (arena->base) backend_free(arena->backend, arena->base, arena->size);
-    *arena = (Arena){.name = arena->name};
+    *arena = arena_measure_for(arena->name, arena->remedy);
 }
 
 int64_t arena_bytes(const Arena *arena) {
@@ -38,8 +45,7 @@ static int64_t padded_bytes(DType dtype, int ndim, const int64_t *shape) {
 
 Tensor arena_take(Arena *arena, DType dtype, int ndim, const int64_t *shape) {
     char *data = arena->base ? arena->base + arena->used : NULL;
-    int64_t used = arena->used + padded_bytes(dtype, ndim, shape);
-    arena->used = used < MOST_BYTES ? used : MOST_BYTES;
+    arena->used = smaller(arena->used + padded_bytes(dtype, ndim, shape), MOST_BYTES);
     CHECK(!arena->base || arena->used <= arena->size, "arena %s is laid out larger than it was measured", arena->name);
     switch (ndim) {
     case 1:

@@ -13,7 +13,8 @@
 #include "ops/backend.h"
 
 typedef struct {
-    const char *name; /* appears in memory plans and in out-of-memory messages */
+    const char *name;   /* appears in memory plans and in out-of-memory messages */
+    const char *remedy; /* of backend_alloc_for; or NULL */
     Backend *backend;
     char *base;   /* NULL while measuring */
     int64_t used; /* bytes handed out so far */
@@ -21,7 +22,8 @@ typedef struct {
 } Arena;
 
 Arena arena_measure(const char *name);
-Status arena_allocate(Arena *arena, Backend *be); /* allocates what was measured, zeroed, and rewinds */
+Arena arena_measure_for(const char *name, const char *remedy); /* what the user can do if there is no memory for it */
+Status arena_allocate(Arena *arena, Backend *be);              /* allocates what was measured, zeroed, and rewinds */
 void arena_free(Arena *arena);
 int64_t arena_bytes(const Arena *arena); /* measured or allocated */
 

@@ -16,6 +16,8 @@
 #include <math.h>
 
 #include "base/clock.h"
+#include "base/integer.h"
+#include "ops/backend.h"
 
 enum { MAX_OUTPUTS = 4, LETTERS = 128, SCAN_CHUNK = 4096 };
 
@@ -134,7 +136,7 @@ static void inject_fault(OpCall *c) {
 static bool row_holds_nan(Backend *be, Tensor row) {
     uint32_t buffer[SCAN_CHUNK];
     for (int64_t start = 0; start < row.shape[0]; start += SCAN_CHUNK) {
-        int64_t count = row.shape[0] - start < SCAN_CHUNK ? row.shape[0] - start : SCAN_CHUNK;
+        int64_t count = smaller(SCAN_CHUNK, row.shape[0] - start);
         backend_to_host(be, buffer, tensor_slice(row, 0, start, count));
         for (int64_t i = 0; i < count; i++) {
             float value;

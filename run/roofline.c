@@ -3,6 +3,7 @@
 
 #include <stdlib.h>
 
+#include "cuda/open.h"
 #include "optim/qk_clip.h"
 
 static const double CUDA_BYTES = 0.6e9; /* context, code, cublasLt's workspace */

@@ -12,6 +12,7 @@
 #include "ops/ops.h"
 #include "model/checkpoint.h"
 #include "optim/schedule.h"
+#include "cuda/open.h"
 #include "device/device.h"
 
 /* Bytes of this process that are in memory now; 0 where /proc does not say. */
