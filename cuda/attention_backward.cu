@@ -114,8 +114,14 @@ template <class Plan> using Sums = float[Plan::M][Plan::P / 8][4];
 /* Where a block of a warp's own rows meets a block of the other side: the first row of each. */
 template <Triangle SIGHT> struct Meeting { int own, other; };
 
-template <Triangle SIGHT> CU_DEVICE bool on_diagonal(Meeting<SIGHT> m) {
-    return m.own == m.other;
+/* Of `own_rows` and `other_rows` rows from there on. */
+template <Triangle SIGHT> CU_DEVICE Sight sight_of(Meeting<SIGHT> m, int own_rows, int other_rows) {
+    return SIGHT == SEES_UP_TO_ITSELF ? sight_of_tile(m.own, m.own + own_rows, m.other, m.other + other_rows)
+                                      : sight_of_tile(m.other, m.other + other_rows, m.own, m.own + own_rows);
+}
+
+template <Triangle SIGHT> CU_DEVICE Sight sight_of_block(Meeting<SIGHT> m) {
+    return sight_of(m, MMA_ROWS, MMA_ROWS);
 }
 
 /* Of block m of a warp's rows and block n of a chunk, if `first` is where their first blocks meet. */
@@ -123,28 +129,21 @@ template <Triangle SIGHT> CU_DEVICE Meeting<SIGHT> block_of(Meeting<SIGHT> first
     return {first.own + m * MMA_ROWS, first.other + n * MMA_ROWS};
 }
 
-/* No row of the one block sees one of the other. */
-template <Triangle SIGHT> CU_DEVICE bool unseen(Meeting<SIGHT> m) {
-    return SIGHT == SEES_UP_TO_ITSELF ? m.other > m.own : m.other < m.own;
-}
-
 /* x, two neighbouring blocks of C, becomes 0 where no pair is seen. */
 template <Triangle SIGHT> CU_DEVICE void clear_unseen(float (&x)[2][4], Meeting<SIGHT> m) {
-    if (!unseen(m) && !on_diagonal(m)) return;
+    if (sight_of_block(m) == SIGHT_ALL) return;
     int lane = threadIdx.x % 32, own = m.own + lane / 4, other = m.other + lane % 4 * 2;
 #pragma unroll
     for (int i = 0; i < 8; i++) {
         int x_own = own + i / 2 % 2 * 8, x_other = other + i / 4 * 8 + i % 2;
-        bool seen = SIGHT == SEES_UP_TO_ITSELF ? x_other <= x_own : x_other >= x_own;
-        if (!seen) x[i / 4][i % 4] = 0;
+        if (!is_seen<SIGHT>(x_own, x_other)) x[i / 4][i % 4] = 0;
     }
 }
 
 /* Whether any of a warp's rows sees any of a chunk's. */
 template <class Plan, Triangle SIGHT> CU_DEVICE bool chunk_is_seen(Meeting<SIGHT> first, int T) {
     if (first.own >= T || first.other >= T) return false;
-    return SIGHT == SEES_UP_TO_ITSELF ? first.other < first.own + Plan::WARP_ROWS
-                                      : first.other + Plan::CHUNK > first.own;
+    return sight_of(first, Plan::WARP_ROWS, Plan::CHUNK) != SIGHT_NONE;
 }
 
 /* ---- products --------------------------------------------------------------------------------------------------- */
@@ -178,13 +177,13 @@ template <class Plan, Triangle SIGHT>
 CU_DEVICE void accumulate(Sums<Plan> &sums, const Fragments<Plan> &weights, const __nv_bfloat16 *rows,
                           Meeting<SIGHT> first) {
     Meeting<SIGHT> least = block_of(first, SIGHT == SEES_UP_TO_ITSELF ? 0 : Plan::M - 1, 0);
-    if (Plan::M > 1 && !unseen(least) && !on_diagonal(least))
-        return multiply_slice<Plan::M, Plan::P>(sums, weights, rows);
+    if (Plan::M > 1 && sight_of_block(least) == SIGHT_ALL) return multiply_slice<Plan::M, Plan::P>(sums, weights, rows);
 #pragma unroll
     for (int m = 0; m < Plan::M; m++) {
         Meeting<SIGHT> meeting = block_of(first, m, 0);
-        if (unseen(meeting)) continue;
-        if (on_diagonal(meeting) && !slice_is_finite<Plan::P>(rows))
+        Sight sight = sight_of_block(meeting);
+        if (sight == SIGHT_NONE) continue;
+        if (sight == SIGHT_SOME && !slice_is_finite<Plan::P>(rows))
             multiply_row_by_row<SIGHT, Plan::P>(sums[m], weights[m], rows);
         else
             multiply_slice<1, Plan::P>(&sums[m], &weights[m], rows);
@@ -333,8 +332,9 @@ struct KeyTile {
 };
 
 template <class Plan> CU_DEVICE KeyTile key_tile_of_block(const AttentionBackward &a) {
-    int first = (int)blockIdx.x * Plan::OWN, query_tile = first / Plan::OTHER;
-    int end = (a.shape.T + Plan::OTHER - 1) / Plan::OTHER;
+    int first = (int)blockIdx.x * Plan::OWN;
+    KeyRange queries = queries_of_some(first, min(first + Plan::OWN, a.shape.T), a.shape.T);
+    int query_tile = queries.first / Plan::OTHER, end = (queries.end + Plan::OTHER - 1) / Plan::OTHER;
     return {(int)blockIdx.z, (int)blockIdx.y, first, a.shape.H / a.shape.K, query_tile, end - query_tile};
 }
 
@@ -470,7 +470,8 @@ __global__ void __launch_bounds__(Plan::THREADS, Plan::BLOCKS) attention_backwar
     Sums<Plan> dq = {};
     OwnStats<Plan> stats;
     read_own_stats<Plan>(stats, rows_of(a, b, h), first);
-    int items = (min(first_of_block + Plan::OWN, T) + Plan::OTHER - 1) / Plan::OTHER;
+    int seen = keys_of_some(first_of_block, min(first_of_block + Plan::OWN, T)).end;
+    int items = (seen + Plan::OTHER - 1) / Plan::OTHER;
     for (int item = 0; item < items; item++) {
         cp_async_wait<0>();
         __syncthreads(); /* this item has arrived, and the one before is no longer read */

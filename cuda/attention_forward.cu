@@ -116,12 +116,14 @@ struct Meeting {
 
 CU_DEVICE Meeting meeting_of(int first_query, int first_key, int T) {
     int lane = thread_anew() % WARP, g = lane / ROW_LANES, t = lane % ROW_LANES, lead = first_query - first_key;
-    return {lead, lead + g + 1 - 2 * t, T - first_query - g};
+    return {lead, keys_of_query(first_query + g).end - first_key - 2 * t, T - first_query - g};
 }
 
-/* Below 0: every query of block m sees every key of block j. 0: on the diagonal. Above: no query sees any key. */
-CU_DEVICE int side_of_diagonal(Meeting meeting, int m, int j) {
-    return MMA_ROWS * (j - m) - meeting.lead;
+/* Of the queries of `blocks` blocks of 16 from block m on, and the keys of block j. Positions are counted from the
+ * tile's first key. */
+CU_DEVICE Sight sight_of_blocks(Meeting meeting, int m, int blocks, int j) {
+    int query = meeting.lead + MMA_ROWS * m, key = MMA_ROWS * j;
+    return sight_of_tile(query, query + MMA_ROWS * blocks, key, key + MMA_ROWS);
 }
 
 /* Whether in block m of C, 8 columns from column 8 n on, the query of this lane's element i sees the key. */
@@ -178,7 +180,7 @@ CU_DEVICE void multiply_keys(WarpRows<Plan> &rows, Queries<Plan> &q, const __nv_
         if (!Plan::KEEPS_QUERIES) read_queries(q, slice);
 #pragma unroll
         for (int j = 0; j < Plan::KEYS / 16; j++) {
-            if (DIAGONAL && side_of_diagonal(meeting, Plan::M - 1, j) > 0) continue;
+            if (DIAGONAL && sight_of_blocks(meeting, 0, Plan::M, j) == SIGHT_NONE) continue;
             fragment_b_transposed(b, keys + j * 16 * Plan::STRIDE + slice * 16, Plan::STRIDE);
 #pragma unroll
             for (int m = 0; m < Plan::M; m++)
@@ -258,8 +260,8 @@ CU_DEVICE void multiply_seen_values(WarpRows<Plan> &rows, const __nv_bfloat16 *v
         for (int j = 0; j < Plan::KEYS / 16; j++) {
             const __nv_bfloat16 *slice = values + j * 16 * Plan::STRIDE;
             weight_fragment(a, rows, m, j);
-            if (side_of_diagonal(meeting, m, j) < 0) multiply_slice<1, Plan::P>(&rows.out[m], &a, slice);
-            if (side_of_diagonal(meeting, m, j) == 0) {
+            if (sight_of_blocks(meeting, m, 1, j) == SIGHT_ALL) multiply_slice<1, Plan::P>(&rows.out[m], &a, slice);
+            if (sight_of_blocks(meeting, m, 1, j) == SIGHT_SOME) {
                 memcpy(diagonal[m], a, sizeof a);
                 diagonal_values[m] = slice;
             }
@@ -310,7 +312,8 @@ __global__ void __launch_bounds__(Plan::THREADS, Plan::BLOCKS) attention_forward
     CU_SHARED_DYN(__nv_bfloat16, query_rows);
     QueryTile tile = query_tile_of(a.shape, blockIdx, Plan::QUERIES);
     if (tile.b >= a.shape.B) return;
-    int seen = min(tile.first + Plan::QUERIES, a.shape.T), key_tiles = (seen + Plan::KEYS - 1) / Plan::KEYS;
+    int seen = keys_of_some(tile.first, min(tile.first + Plan::QUERIES, a.shape.T)).end;
+    int key_tiles = (seen + Plan::KEYS - 1) / Plan::KEYS;
     Ring ring = ring_of(a, tile, key_tiles, query_rows + tile_elements(Plan::QUERIES, Plan::P));
     load_tile<Plan::QUERIES, Plan::P, Plan::THREADS, ALIGNED>(
         query_rows, head_of<const __nv_bfloat16>(a.q, tile.b, tile.h), a.q.row_stride, tile.first, a.shape.T, a.shape.D,
@@ -328,19 +331,19 @@ __global__ void __launch_bounds__(Plan::THREADS, Plan::BLOCKS) attention_forward
     clear_rows(rows);
     for (int j = 0; j < ring.key_tiles; j++) {
         Meeting meeting = meeting_of(first, j * Plan::KEYS, a.shape.T);
-        bool sees_all = meeting.lead >= Plan::KEYS - 1, sees_none = meeting.lead + Plan::WARP_QUERIES <= 0;
+        Sight sight = sight_of_tile(meeting.lead, meeting.lead + Plan::WARP_QUERIES, 0, Plan::KEYS);
         const __nv_bfloat16 *keys = wait_for_tile<Plan, ALIGNED>(ring, a, 2 * j);
-        if (sees_all) {
+        if (sight == SIGHT_ALL) {
             multiply_keys<false>(rows, q, keys, meeting);
             weigh_scores<false>(rows, a.logits, meeting);
-        } else if (!sees_none) {
+        } else if (sight == SIGHT_SOME) {
             multiply_keys<true>(rows, q, keys, meeting);
             weigh_scores<true>(rows, a.logits, meeting);
         }
         const __nv_bfloat16 *values = wait_for_tile<Plan, ALIGNED>(ring, a, 2 * j + 1);
-        if (sees_all)
+        if (sight == SIGHT_ALL)
             multiply_values(rows, values);
-        else if (!sees_none)
+        else if (sight == SIGHT_SOME)
             multiply_seen_values(rows, values, meeting);
     }
     if (first < a.shape.T) finish_rows<ALIGNED>(a, rows, query_rows);

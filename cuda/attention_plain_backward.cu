@@ -71,7 +71,7 @@ CU_DEVICE PlainPair plain_pair(float s, float dp, RowStats query, const Attentio
 }
 
 template <Triangle SIGHT> CU_DEVICE bool plain_sees(int own, int other, int T) {
-    return SIGHT == SEES_UP_TO_ITSELF ? other <= own : other >= own && other < T;
+    return is_seen<SIGHT>(own, other) && (SIGHT == SEES_UP_TO_ITSELF || other < T);
 }
 
 /* p and ds into shared memory; where a pair is unseen, anything. `stats` is of the own or the other side's query. */
@@ -124,9 +124,10 @@ __global__ void __launch_bounds__(PLAIN_THREADS) attention_backward_plain_keys(A
     int head = (int)blockIdx.y, b = (int)blockIdx.z, group = shape.H / shape.K;
     PlainRows<T> k = plain_rows<T>(a.k, b, head, first, shape.T, shape.D);
     PlainRows<T> v = plain_rows<T>(a.v, b, head, first, shape.T, shape.E);
+    KeyRange queries = queries_of_some(first, min(first + SQUARE, shape.T), shape.T);
     PlainSums dk = {}, dv = {};
     for (int h = head * group; h < (head + 1) * group; h++)
-        for (int query = first; query < shape.T; query += SQUARE) {
+        for (int query = queries.first; query < queries.end; query += SQUARE) {
             PlainRows<T> q = plain_rows<T>(a.q, b, h, query, shape.T, shape.D);
             PlainRows<T> dout = plain_rows<T>(a.dout, b, h, query, shape.T, shape.E);
             PlainScores s, dp;
@@ -148,8 +149,9 @@ __global__ void __launch_bounds__(PLAIN_THREADS) attention_backward_plain_querie
     int h = (int)blockIdx.y, b = (int)blockIdx.z, key_head = h / (shape.H / shape.K);
     PlainRows<T> q = plain_rows<T>(a.q, b, h, first, shape.T, shape.D);
     PlainRows<T> dout = plain_rows<T>(a.dout, b, h, first, shape.T, shape.E);
+    KeyRange keys = keys_of_some(first, min(first + SQUARE, shape.T));
     PlainSums dq = {};
-    for (int key = 0; key <= first; key += SQUARE) {
+    for (int key = keys.first; key < keys.end; key += SQUARE) {
         PlainRows<T> k = plain_rows<T>(a.k, b, key_head, key, shape.T, shape.D);
         PlainRows<T> v = plain_rows<T>(a.v, b, key_head, key, shape.T, shape.E);
         PlainScores s, dp;

@@ -61,13 +61,14 @@ __global__ void __launch_bounds__(PLAIN_THREADS, 4) attention_forward_plain(Atte
     QueryTile tile = query_tile_of(a.shape, blockIdx, PLAIN_QUERIES);
     if (tile.b >= a.shape.B) return;
     int i = (int)threadIdx.x / PLAIN_LANES, lane = threadIdx.x % PLAIN_LANES, query = tile.first + i;
-    int key_head = tile.h / (a.shape.H / a.shape.K), last = min(tile.first + PLAIN_QUERIES, a.shape.T);
+    int key_head = tile.h / (a.shape.H / a.shape.K);
+    int last = keys_of_some(tile.first, min(tile.first + PLAIN_QUERIES, a.shape.T)).end;
     const T *q = head_of<const T>(a.q, tile.b, tile.h), *k = head_of<const T>(a.k, tile.b, key_head);
     const T *v = head_of<const T>(a.v, tile.b, key_head);
     float *out = sums + i * (int)ceil_div(a.shape.E, CHUNK) * CHUNK, s[4];
     PlainRow row = {NO_TOP, 0, 0};
     for (int first_key = 0; first_key < last; first_key += PLAIN_KEYS) {
-        int seen = min(PLAIN_KEYS, query + 1 - first_key);
+        int seen = min(PLAIN_KEYS, keys_of_query(query).end - first_key);
         multiply_keys_plainly(s, PlainRows<T>{q, a.q.row_stride, tile.first},
                               PlainRows<T>{k, a.k.row_stride, first_key}, a.shape);
         float shrink = weigh_row<CAPPED>(row, weights[i], s, seen, a.logits);

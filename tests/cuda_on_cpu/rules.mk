@@ -58,7 +58,8 @@ $(ON_CPU)/flags: FORCE
 define MODE_RULES
 DEVICE_$(1) := $$(CUDA_SOURCES:%.cu=$(ON_CPU)/$(1)/%.o) $(patsubst %.cc,$(ON_CPU)/$(1)/%.o,$(wildcard $(HARNESS)/cublaslt.cc)) \
                $$(EMULATOR) $(if $(filter race,$(1)),$(ON_CPU)/$(HARNESS)/racecheck.o)
-LINK_$(1) = $$(QUIET)$$(CXX) -fopenmp $(if $(filter asan,$(1)),$(SANITIZE_asan)) -o $$@ $$^ $$(ON_CPU_LIBS)
+# Objects first: make lists the prerequisites of the rule with the recipe, the libraries, before the others.
+LINK_$(1) = $$(QUIET)$$(CXX) -fopenmp $(if $(filter asan,$(1)),$(SANITIZE_asan)) -o $$@ $$(filter %.o,$$^) $$(filter %.a,$$^) $$(ON_CPU_LIBS)
 
 $(ON_CPU)/$(1)/%.o: %.cu $(ON_CPU)/flags
 	@mkdir -p $$(@D)
