@@ -16,7 +16,7 @@
  *
  * All products are mma.m16n8k16 (cuda/ptx.cuh draws the fragments): bf16 times bf16, summed in fp32. A lane has of each
  * 16 x 8 block C the columns 2t and 2t + 1 of the rows g and g + 8, for lane = 4 g + t. Two neighbouring Cs, rounded to
- * bf16, are an A of the next product: P = softmax(Q Kᵀ) never leaves the registers on its way to P V.
+ * bf16, are an A of the next product: P = softmax(Q Kᵀ) stays in registers for P V.
  *
  * The diagonal. Tiles that no query of a warp sees are skipped, and so are 16 x 16 blocks; what remains are the blocks
  * on the diagonal, in which weights of unseen keys are 0. But 0 times NaN is NaN, and a NaN must reach no query that
@@ -35,7 +35,7 @@
 
 enum { MMA_ROWS = 16 }; /* a block: rows of A, rows of B */
 
-/* ---- what a kernel is told -------------------------------------------------------------------------------------- */
+/* ---- what a kernel is given ------------------------------------------------------------------------------------- */
 
 /* A (B,T,heads,size) tensor. Strides in elements. */
 struct HeadTensor {

@@ -1,5 +1,5 @@
 /* What op_attention's two kernels share, attention_forward.cu on tensor cores and attention_plain_forward.cu in fp32:
- * what they are told, which queries a block of threads takes, and how a row ends.
+ * what they are given, which queries a block of threads takes, and how a row ends.
  */
 #pragma once
 

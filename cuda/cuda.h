@@ -1,6 +1,7 @@
 /* The inside of backend "cuda": its state, launching kernels, scratch memory, and the families of ops.
  *
- *      backend.cu               device, memory, copies, errors; fills the table from CUDA_FAMILIES
+ *      backend.cu               device, memory, copies; fills the table from CUDA_FAMILIES
+ *      launch.cu                errors, scratch memory
  *      gemm.cu gemm_plain.cu    products: cublasLt, and a kernel for what it does not do
  *      attention_*.cu           forward and backward: on tensor cores, and plainly in fp32
  *      the rest                 a family of ops each
@@ -44,6 +45,8 @@ static inline CudaState *cuda_state(const Backend *be) {
 
 /* ---- errors ------------------------------------------------------------------------------------------------------ */
 
+Status cuda_status(cudaError_t error); /* ok if there was none */
+
 /* An error becomes the backend's sticky failure, with `what` (a kernel, a call) in its text. True if there was none. */
 bool cuda_check(Backend *be, const char *what, cudaError_t error);
 
@@ -57,7 +60,7 @@ void *cuda_scratch(Backend *be, int64_t bytes);
 enum { CUDA_SHARED_WITHOUT_ASKING = 48 * 1024 }; /* dynamic shared memory that any kernel may have */
 
 /* kernel<<<grid, block, shared>>>(args...) on the backend's stream. A failure is sticky and names the kernel; an empty
- * grid is no work. */
+ * grid does nothing. */
 template <class... P, class... A>
 void cuda_launch(Backend *be, const char *name, void (*kernel)(P...), dim3 grid, dim3 block, size_t shared, A... args) {
     if (be->failure.code || grid.x == 0 || grid.y == 0 || grid.z == 0) return;

@@ -24,9 +24,9 @@
  * kernel (gemm_plain.cu); so are products over no terms.
  *
  * The library is not asked for what its header excludes (cublasLtMatmulDescAttributes_t): a bias of another type than
- * D's, an aux whose rows are no multiple of 8 elements. Nor for epilogues on matrices that are not aligned to 16 bytes,
- * of which it says nothing. The GELU epilogues are left alone before sm_90, where they are slower than a pass of their
- * own (llm.c, pull request 338).
+ * D's, an aux whose rows are not a multiple of 8 elements. Nor for epilogues on matrices that are not aligned to 16
+ * bytes, of which it says nothing. The GELU epilogues are left alone before sm_90, where they are slower than a pass of
+ * their own (llm.c, pull request 338).
  *
  * A bias is f32. Beside bf16 matrices it is rounded to bf16 for the epilogue, as the working weights are. Sums are
  * fp32, with neither TF32 nor partial sums in bf16. One device with one version of the library gives the same bits
@@ -230,7 +230,7 @@ cublasStatus_t make_preference(const CublasLt &lt, cublasLtMatmulPreference_t *p
     return status;
 }
 
-/* Asks for the best algorithm. That there is none is no failure. */
+/* Asks for the best algorithm. Finding none is not a failure. */
 cublasStatus_t choose_algorithm(CudaGemm *gemm, Plan *plan) {
     const CublasLt &lt = gemm->lt;
     cublasLtMatmulPreference_t preference = NULL;
