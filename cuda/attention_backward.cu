@@ -121,7 +121,7 @@ template <Triangle SIGHT> CU_DEVICE Sight sight_of(Meeting<SIGHT> m, int own_row
 }
 
 template <Triangle SIGHT> CU_DEVICE Sight sight_of_block(Meeting<SIGHT> m) {
-    return sight_of(m, MMA_ROWS, MMA_ROWS);
+    return SIGHT == SEES_UP_TO_ITSELF ? sight_of_square(m.own, m.other) : sight_of_square(m.other, m.own);
 }
 
 /* Of block m of a warp's rows and block n of a chunk, if `first` is where their first blocks meet. */

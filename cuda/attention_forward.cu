@@ -119,11 +119,9 @@ CU_DEVICE Meeting meeting_of(int first_query, int first_key, int T) {
     return {lead, keys_of_query(first_query + g).end - first_key - 2 * t, T - first_query - g};
 }
 
-/* Of the queries of `blocks` blocks of 16 from block m on, and the keys of block j. Positions are counted from the
- * tile's first key. */
-CU_DEVICE Sight sight_of_blocks(Meeting meeting, int m, int blocks, int j) {
-    int query = meeting.lead + MMA_ROWS * m, key = MMA_ROWS * j;
-    return sight_of_tile(query, query + MMA_ROWS * blocks, key, key + MMA_ROWS);
+/* Of the queries of block m and the keys of block j, with positions counted from the tile's first key. */
+CU_DEVICE Sight sight_of_block(Meeting meeting, int m, int j) {
+    return sight_of_square(meeting.lead + MMA_ROWS * m, MMA_ROWS * j);
 }
 
 /* Whether in block m of C, 8 columns from column 8 n on, the query of this lane's element i sees the key. */
@@ -180,7 +178,7 @@ CU_DEVICE void multiply_keys(WarpRows<Plan> &rows, Queries<Plan> &q, const __nv_
         if (!Plan::KEEPS_QUERIES) read_queries(q, slice);
 #pragma unroll
         for (int j = 0; j < Plan::KEYS / 16; j++) {
-            if (DIAGONAL && sight_of_blocks(meeting, 0, Plan::M, j) == SIGHT_NONE) continue;
+            if (DIAGONAL && sight_of_block(meeting, Plan::M - 1, j) == SIGHT_NONE) continue;
             fragment_b_transposed(b, keys + j * 16 * Plan::STRIDE + slice * 16, Plan::STRIDE);
 #pragma unroll
             for (int m = 0; m < Plan::M; m++)
@@ -260,8 +258,8 @@ CU_DEVICE void multiply_seen_values(WarpRows<Plan> &rows, const __nv_bfloat16 *v
         for (int j = 0; j < Plan::KEYS / 16; j++) {
             const __nv_bfloat16 *slice = values + j * 16 * Plan::STRIDE;
             weight_fragment(a, rows, m, j);
-            if (sight_of_blocks(meeting, m, 1, j) == SIGHT_ALL) multiply_slice<1, Plan::P>(&rows.out[m], &a, slice);
-            if (sight_of_blocks(meeting, m, 1, j) == SIGHT_SOME) {
+            if (sight_of_block(meeting, m, j) == SIGHT_ALL) multiply_slice<1, Plan::P>(&rows.out[m], &a, slice);
+            if (sight_of_block(meeting, m, j) == SIGHT_SOME) {
                 memcpy(diagonal[m], a, sizeof a);
                 diagonal_values[m] = slice;
             }
@@ -331,19 +329,20 @@ __global__ void __launch_bounds__(Plan::THREADS, Plan::BLOCKS) attention_forward
     clear_rows(rows);
     for (int j = 0; j < ring.key_tiles; j++) {
         Meeting meeting = meeting_of(first, j * Plan::KEYS, a.shape.T);
-        Sight sight = sight_of_tile(meeting.lead, meeting.lead + Plan::WARP_QUERIES, 0, Plan::KEYS);
+        bool sees_all = keys_of_all(meeting.lead, meeting.lead + Plan::WARP_QUERIES).end >= Plan::KEYS;
+        bool sees_none = keys_of_some(meeting.lead, meeting.lead + Plan::WARP_QUERIES).end <= 0;
         const __nv_bfloat16 *keys = wait_for_tile<Plan, ALIGNED>(ring, a, 2 * j);
-        if (sight == SIGHT_ALL) {
+        if (sees_all) {
             multiply_keys<false>(rows, q, keys, meeting);
             weigh_scores<false>(rows, a.logits, meeting);
-        } else if (sight == SIGHT_SOME) {
+        } else if (!sees_none) {
             multiply_keys<true>(rows, q, keys, meeting);
             weigh_scores<true>(rows, a.logits, meeting);
         }
         const __nv_bfloat16 *values = wait_for_tile<Plan, ALIGNED>(ring, a, 2 * j + 1);
-        if (sight == SIGHT_ALL)
+        if (sees_all)
             multiply_values(rows, values);
-        else if (sight == SIGHT_SOME)
+        else if (!sees_none)
             multiply_seen_values(rows, values, meeting);
     }
     if (first < a.shape.T) finish_rows<ALIGNED>(a, rows, query_rows);

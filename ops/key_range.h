@@ -76,6 +76,11 @@ KEY_RANGE Sight sight_of_tile(Position first_query, Position end_query, Position
     return first_key >= end_query ? SIGHT_NONE : end_key <= first_query + 1 ? SIGHT_ALL : SIGHT_SOME;
 }
 
+/* Of square tiles of one size that begin at multiples of it: a single comparison. */
+KEY_RANGE Sight sight_of_square(Position first_query, Position first_key) {
+    return first_key > first_query ? SIGHT_NONE : first_key < first_query ? SIGHT_ALL : SIGHT_SOME;
+}
+
 /* How many pairs of a query and a key that it sees a sequence has. */
 KEY_RANGE double seen_pairs(Position context) {
     return (double)context * ((double)context + 1) / 2;

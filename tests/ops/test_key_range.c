@@ -59,11 +59,22 @@ static void tiles_are_what_their_pairs_are(void **state) {
         }
 }
 
+static void squares_are_tiles(void **state) {
+    (void)state;
+    for (int64_t size = 1; size <= T; size++)
+        for (int64_t q = 0; q + size <= T; q += size)
+            for (int64_t k = 0; k + size <= T; k += size) {
+                Sight expected = size == 1 && q == k ? SIGHT_SOME : sight_of_tile(q, q + size, k, k + size);
+                assert_int_equal(sight_of_square(q, k), expected);
+            }
+}
+
 int main(void) {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(a_query_sees_itself_and_what_came_before),
         cmocka_unit_test(ranges_hold_the_pairs_that_are_seen),
         cmocka_unit_test(tiles_are_what_their_pairs_are),
+        cmocka_unit_test(squares_are_tiles),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }
