@@ -49,7 +49,12 @@ typedef enum { MUON_MOMENTUM_SUM, MUON_MOMENTUM_EMA } MuonMomentumForm;
 typedef enum { ORTHOGONALIZE_NEWTON_SCHULZ, ORTHOGONALIZE_SVD, ORTHOGONALIZE_SCHATTEN } OrthogonalizeKind;
 typedef enum { FORM_AUTO, FORM_PLAIN, FORM_SYMMETRIC, FORM_GRAM } NewtonSchulzForm;
 typedef enum { SCALE_RMS, SCALE_ORIGINAL, SCALE_SPECTRAL, SCALE_NONE } UpdateScale;
-typedef enum { GPU_A100, GPU_H100, GPU_H200, GPU_4090, GPU_B200, GPU_COUNT } GpuKind;
+
+/* Whose step dry_run can predict; ops/cost.c has a row for each. */
+#define GPU_LIST(X) X(A100) X(H100) X(H200) X(4090) X(B200)
+#define X(name)     GPU_##name,
+typedef enum { GPU_LIST(X) GPU_COUNT } GpuKind;
+#undef X
 
 /* Measurements: one row each, in the order in which their fields are written. Each has a key probe.<name>_every, of
  * which this is the default, and is the file probe/<name>.c. */

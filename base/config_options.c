@@ -42,7 +42,9 @@ static Choices newton_schulz_forms = {"auto", "plain", "symmetric", "gram", NULL
 static Choices update_scales = {"rms", "original", "spectral", "none", NULL};
 static Choices head_blocks = {HEAD_ROLES(ROLE_NAME) NULL};
 static Choices hidden_blocks = {HIDDEN_ROLES(ROLE_NAME) NULL};
-static Choices planned_gpus = {"A100", "H100", "H200", "4090", "B200", NULL};
+#define X(name) #name,
+static Choices planned_gpus = {GPU_LIST(X) NULL};
+#undef X
 
 const Section config_sections[] = {
     {"", "The run as a whole."},

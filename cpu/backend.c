@@ -2,34 +2,17 @@
 #include <omp.h>
 #include <stdio.h>
 #include <stdlib.h>
-#include <sys/mman.h>
 
 #ifdef __aarch64__
 #include <asm/hwcap.h>
 #include <sys/auxv.h>
 #endif
 
+#include "base/integer.h"
 #include "cpu/cpu.h"
+#include "cpu/open.h"
 
 /* ---- memory ----------------------------------------------------------------------------------------------------- */
-
-enum { SMALL_ALIGNMENT = 64, HUGE_PAGE = 2 << 20 };
-
-void *cpu_alloc(int64_t bytes) {
-    int64_t alignment = bytes < HUGE_PAGE ? SMALL_ALIGNMENT : HUGE_PAGE;
-    int64_t blocks = bytes / alignment + 1; /* not (bytes + alignment - 1), which may overflow; never zero bytes */
-    if (blocks > INT64_MAX / alignment) return NULL;
-    char *memory = aligned_alloc((size_t)alignment, (size_t)(blocks * alignment));
-    if (!memory) return NULL;
-    if (alignment == HUGE_PAGE) madvise(memory, (size_t)(blocks * alignment), MADV_HUGEPAGE);
-#pragma omp parallel for schedule(static) if (alignment == HUGE_PAGE)
-    for (int64_t i = 0; i < blocks; i++) memset(memory + i * alignment, 0, (size_t)alignment);
-    return memory;
-}
-
-void cpu_free(void *memory) {
-    free(memory);
-}
 
 static void *alloc(Backend *be, int64_t bytes) {
     (void)be;
@@ -41,43 +24,13 @@ static void release(Backend *be, void *memory, int64_t bytes) {
     cpu_free(memory);
 }
 
-static int64_t largest(int64_t a, int64_t b) {
-    return a > b ? a : b;
-}
-
 static int64_t scratch_bytes(const Backend *be, const OpLimits *limits) {
     int64_t bytes = cpu_partial_bytes(be, 1); /* sums */
-    bytes = largest(bytes, cpu_gemm_scratch_bytes(be, limits));
-    bytes = largest(bytes, cpu_norm_scratch_bytes(be, limits));
-    return largest(bytes, cpu_attention_scratch_bytes(be, limits));
-}
-
-/* ---- sums over threads ------------------------------------------------------------------------------------------ */
-
-static int64_t partial_pitch(int64_t n) {
-    enum { LINE = SMALL_ALIGNMENT / sizeof(float) };
-    return (n + LINE - 1) / LINE * LINE;
-}
-
-void *cpu_partial(const Backend *be, int part, int64_t n) {
-    int64_t end = (part + 1) * partial_pitch(n) * (int64_t)sizeof(float);
-    CHECK(end <= be->scratch_bytes, "%lld bytes of scratch memory for thread %d, %lld are reserved", (long long)end,
-          part, (long long)be->scratch_bytes);
-    return (float *)be->scratch + part * partial_pitch(n);
-}
-
-int64_t cpu_partial_bytes(const Backend *be, int64_t n) {
-    return be->threads * partial_pitch(n) * (int64_t)sizeof(float);
-}
-
-void cpu_add_partials(const Backend *be, float *sum, int64_t n, int64_t first, int64_t count) {
-    int parts = omp_get_num_threads();
-    Range mine = range_of(count, omp_get_thread_num(), parts);
-    for (int part = 0; part < parts; part++) {
-        const float *partial = (const float *)cpu_partial(be, part, n) + first;
-#pragma omp simd
-        for (int64_t i = mine.begin; i < mine.end; i++) sum[i] += partial[i];
-    }
+    bytes = larger(bytes, cpu_gemm_scratch_bytes(be, limits));
+    bytes = larger(bytes, cpu_norm_scratch_bytes(be, limits));
+    bytes = larger(bytes, cpu_attention_forward_scratch_bytes(be, limits));
+    bytes = larger(bytes, cpu_attention_backward_scratch_bytes(be, limits));
+    return larger(bytes, cpu_census_scratch_bytes(be, limits));
 }
 
 /* ---- life ------------------------------------------------------------------------------------------------------- */
@@ -121,16 +74,9 @@ Status cpu_backend_open(Backend *be, BackendRequest request) {
     snprintf(be->description, sizeof be->description, "%s, %d thread%s", library, be->threads,
              be->threads == 1 ? "" : "s");
 
-    cpu_fill_gemm_ops(&be->ops);
-    cpu_fill_norm_ops(&be->ops);
-    cpu_fill_elementwise_ops(&be->ops);
-    cpu_fill_embedding_ops(&be->ops);
-    cpu_fill_loss_ops(&be->ops);
-    cpu_fill_optimizer_ops(&be->ops);
-    cpu_fill_symmetric_ops(&be->ops);
-    be->ops.attention = cpu_attention;
-    be->ops.attention_grad = cpu_attention_grad;
-    be->ops.logit_census = cpu_logit_census;
+#define X(family) cpu_fill_##family(&be->ops);
+    CPU_FAMILIES(X)
+#undef X
     be->ops.alloc = alloc;
     be->ops.free = release;
     be->ops.scratch_bytes = scratch_bytes;

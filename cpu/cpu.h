@@ -1,11 +1,12 @@
 /* Inside of backend "cpu": what its files need of each other. Everything else is static.
  *
- *      backend.c      opens and closes; memory; precision and threads
+ *      backend.c      opens and closes; precision and threads
+ *      memory.c       memory on huge pages; sums over rows and over threads
  *      gemm.c         matmul, linear and its gradients
  *      symmetric.c    matmul_symmetric: half the blocks, then a mirror
  *      gemm_onednn.c  the product itself, by oneDNN
  *      gemm_cblas.c   the product itself, by CBLAS, for builds without oneDNN
- *      attention.c    attention and its gradient, census of its logits
+ *      attention.h    what attention_forward.c, attention_backward.c and census.c share: tiles
  *      sweep.c        cuts strided tensors into pieces for threads
  *      simd.h         arithmetic on rows of f32 or bf16
  *      norm.c  elementwise.c  embedding.c  loss.c  optimizer.c      one parallel sweep over memory each
@@ -18,27 +19,30 @@
 
 #include "ops/backend.h"
 
-/* Each puts its ops into the table. */
-void cpu_fill_gemm_ops(BackendOps *ops);
-void cpu_fill_norm_ops(BackendOps *ops);
-void cpu_fill_elementwise_ops(BackendOps *ops);
-void cpu_fill_embedding_ops(BackendOps *ops);
-void cpu_fill_loss_ops(BackendOps *ops);
-void cpu_fill_optimizer_ops(BackendOps *ops);
-void cpu_fill_symmetric_ops(BackendOps *ops);
+/* Families of ops, a file each, with cpu_fill_<family> at its end. */
+#define CPU_FAMILIES(X)                                                                                                \
+    X(gemm)                                                                                                            \
+    X(symmetric)                                                                                                       \
+    X(norm)                                                                                                            \
+    X(elementwise)                                                                                                     \
+    X(embedding)                                                                                                       \
+    X(attention_forward)                                                                                               \
+    X(attention_backward)                                                                                              \
+    X(census)                                                                                                          \
+    X(loss)                                                                                                            \
+    X(optimizer)
 
-/* What each needs of be->scratch for ops up to these sizes. */
+#define X(family) void cpu_fill_##family(BackendOps *ops);
+CPU_FAMILIES(X)
+#undef X
+
+/* What each needs of be->scratch for ops up to these sizes; the others need room for cpu_partial(be, part, 2) at most.
+ */
 int64_t cpu_gemm_scratch_bytes(const Backend *be, const OpLimits *limits);
 int64_t cpu_norm_scratch_bytes(const Backend *be, const OpLimits *limits);
-int64_t cpu_attention_scratch_bytes(const Backend *be, const OpLimits *limits);
-
-/* ---- attention -------------------------------------------------------------------------------------------------- */
-
-void cpu_attention(Backend *be, Tensor out, Tensor lse, Tensor max_logit, Tensor max_abs, Tensor q, Tensor k, Tensor v,
-                   AttentionParams p);
-void cpu_attention_grad(Backend *be, Tensor dq, Tensor dk, Tensor dv, Tensor dout, Tensor out, Tensor lse, Tensor q,
-                        Tensor k, Tensor v, AttentionParams p);
-void cpu_logit_census(Backend *be, Tensor peak, Tensor place, Tensor above, Tensor q, Tensor k, CensusParams p);
+int64_t cpu_attention_forward_scratch_bytes(const Backend *be, const OpLimits *limits);
+int64_t cpu_attention_backward_scratch_bytes(const Backend *be, const OpLimits *limits);
+int64_t cpu_census_scratch_bytes(const Backend *be, const OpLimits *limits);
 
 /* ---- the matrix product's library: gemm_onednn.c or gemm_cblas.c --------------------------------------------------
  */

@@ -172,7 +172,7 @@ static void swiglu_grad(Backend *be, Tensor dx, Tensor dout, Tensor x) {
     }
 }
 
-void cpu_fill_elementwise_ops(BackendOps *ops) {
+void cpu_fill_elementwise(BackendOps *ops) {
     ops->fill = fill;
     ops->copy = copy;
     ops->scale = scale;

@@ -83,7 +83,7 @@ static void rope_grad(Backend *be, Tensor dx, Tensor table) {
     rotate(dx, table, -1.0f);
 }
 
-void cpu_fill_embedding_ops(BackendOps *ops) {
+void cpu_fill_embedding(BackendOps *ops) {
     ops->embed = embed;
     ops->embed_grad = embed_grad;
     ops->rope = rope;

@@ -10,6 +10,7 @@
  */
 #include <omp.h>
 
+#include "base/integer.h"
 #include "cpu/cpu.h"
 #include "cpu/simd.h"
 
@@ -17,8 +18,7 @@ enum { TILE = 512 };
 
 int64_t cpu_gemm_scratch_bytes(const Backend *be, const OpLimits *limits) {
     int64_t tiles = 3 * (int64_t)TILE * TILE * (int64_t)sizeof(float);
-    int64_t dbias = cpu_partial_bytes(be, limits->vocab > limits->width ? limits->vocab : limits->width);
-    return tiles > dbias ? tiles : dbias;
+    return larger(tiles, cpu_partial_bytes(be, larger(limits->vocab, limits->width))); /* or dbias */
 }
 
 /* ---- the detour through fp32 ------------------------------------------------------------------------------------ */
@@ -56,7 +56,7 @@ static void detour_tile(Backend *be, const Product *p) {
     Tensor c = tensor_2d(c_tile, DTYPE_F32, rows, columns);
     memset(c_tile, 0, (size_t)tensor_bytes(c));
     for (int64_t k = 0; k < terms; k += TILE) {
-        int64_t count = terms - k < TILE ? terms - k : TILE;
+        int64_t count = smaller(TILE, terms - k);
         Product part = {.out = c, .addend = c, .bias = tensor_none(), .alpha = 1, .beta = 1};
         part.a = to_f32(tensor_slice(p->a, 1, k, count), a_tile);
         part.b = to_f32(tensor_slice(p->b, 0, k, count), b_tile);
@@ -79,7 +79,7 @@ static void detour_matrix(Backend *be, const Product *p) {
     int64_t N = p->out.shape[0], M = p->out.shape[1], K = p->a.shape[1];
     for (int64_t n = 0; n < N; n += TILE) {
         for (int64_t m = 0; m < M; m += TILE) {
-            int64_t rows = N - n < TILE ? N - n : TILE, columns = M - m < TILE ? M - m : TILE;
+            int64_t rows = smaller(TILE, N - n), columns = smaller(TILE, M - m);
             Product tile = *p;
             tile.out = cut(p->out, n, rows, m, columns);
             tile.addend = cut(p->addend, n, rows, m, columns);
@@ -166,7 +166,7 @@ static void linear_grad_weight(Backend *be, Tensor dw, Tensor dbias, Tensor dout
     if (tensor_present(dbias)) sum_rows(be, dbias, dout, mode);
 }
 
-void cpu_fill_gemm_ops(BackendOps *ops) {
+void cpu_fill_gemm(BackendOps *ops) {
     ops->matmul = matmul;
     ops->linear = linear;
     ops->linear_grad_input = linear_grad_input;

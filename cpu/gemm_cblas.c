@@ -48,7 +48,7 @@ void cpu_library_multiply(Backend *be, const Product *p) {
 }
 
 void cpu_library_describe(const Backend *be, char *text, size_t size) {
-    snprintf(text, size, "OpenBLAS%s", be->compute_dtype == DTYPE_BF16 ? " (bf16 by way of fp32)" : "");
+    snprintf(text, size, "OpenBLAS%s", be->compute_dtype == DTYPE_BF16 ? " (bf16 through fp32)" : "");
 }
 
 Status cpu_library_open(Backend *be) {

@@ -253,7 +253,7 @@ void cpu_library_multiply(Backend *be, const Product *p) {
     if (status)
         backend_fail(be, "matmul",
                      status_error(status == dnnl_out_of_memory ? STATUS_OUT_OF_MEMORY : STATUS_DEVICE,
-                                  "oneDNN cannot multiply %lld x %lld x %lld matrices (its error %d)",
+                                  "oneDNN cannot multiply %lld x %lld x %lld matrices (error %d)",
                                   (long long)p->out.shape[p->out.ndim - 2], (long long)p->a.shape[p->a.ndim - 1],
                                   (long long)p->out.shape[p->out.ndim - 1], (int)status));
 }
@@ -310,7 +310,7 @@ void cpu_library_describe(const Backend *be, char *text, size_t size) {
     const dnnl_version_t *version = dnnl_version();
     bool direct = be->compute_dtype == DTYPE_BF16 && lib->bf16[0], detour = be->compute_dtype == DTYPE_BF16 && !direct;
     snprintf(text, size, "oneDNN %d.%d (%s%s)", version->major, version->minor, direct ? lib->bf16 : lib->fp32,
-             detour ? "; bf16 by way of fp32" : "");
+             detour ? "; bf16 through fp32" : "");
 }
 
 #endif

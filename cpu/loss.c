@@ -129,7 +129,7 @@ double cpu_sum_squares(Backend *be, Tensor x) {
     return sum_over(be, x, row_sum_of_squares);
 }
 
-void cpu_fill_loss_ops(BackendOps *ops) {
+void cpu_fill_loss(BackendOps *ops) {
     ops->cross_entropy = cross_entropy;
     ops->cross_entropy_grad = cross_entropy_grad;
     ops->sum = sum;

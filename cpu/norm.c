@@ -179,7 +179,7 @@ static void max_norm(Backend *be, Tensor max, Tensor x) {
     if (norm > *held || isnan(norm)) *held = norm;
 }
 
-void cpu_fill_norm_ops(BackendOps *ops) {
+void cpu_fill_norm(BackendOps *ops) {
     ops->layernorm = layernorm;
     ops->layernorm_grad = layernorm_grad;
     ops->rmsnorm = rmsnorm;

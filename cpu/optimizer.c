@@ -219,7 +219,7 @@ static void apply_update(Backend *be, Tensor w, Tensor w_copy, Tensor update, Up
     }
 }
 
-void cpu_fill_optimizer_ops(BackendOps *ops) {
+void cpu_fill_optimizer(BackendOps *ops) {
     ops->adamw = adamw;
     ops->momentum = momentum;
     ops->adapt = adapt;

@@ -1,6 +1,7 @@
 /* Finding chunks; see sweep.h. */
 #include "cpu/sweep.h"
 
+#include "base/integer.h"
 #include "base/status.h"
 
 Sweep sweep_over(int count, const Tensor *tensors) {
@@ -18,8 +19,7 @@ Chunk sweep_chunk(const Sweep *s, int64_t i) {
     const int64_t *shape = s->tensor[0].shape;
     int64_t row = i / s->chunks_per_row, first = i % s->chunks_per_row * SWEEP_CHUNK;
     int64_t c = row % shape[2], b = row / shape[2] % shape[1], a = row / shape[2] / shape[1];
-    int64_t rest = shape[3] - first;
-    Chunk chunk = {.n = rest < SWEEP_CHUNK ? rest : SWEEP_CHUNK};
+    Chunk chunk = {.n = smaller(SWEEP_CHUNK, shape[3] - first)};
     for (int k = 0; k < s->count; k++) {
         const Tensor *t = &s->tensor[k];
         int64_t offset = a * t->stride[0] + b * t->stride[1] + c * t->stride[2] + first;

@@ -5,6 +5,7 @@
  * own | x d . . |      .      mirrored | x x d . | | x x x d |      (blocks + 1) / (2 blocks) of the work; 4 blocks are
  * enough, more make products too small
  */
+#include "base/integer.h"
 #include "cpu/cpu.h"
 #include "cpu/simd.h"
 
@@ -12,7 +13,7 @@ enum { BLOCKS = 4, BLOCK_LEAST = 64, MIRROR_TILE = 32 };
 
 static int64_t block_rows(int64_t n) {
     int64_t rows = ((n + BLOCKS - 1) / BLOCKS + MIRROR_TILE - 1) / MIRROR_TILE * MIRROR_TILE;
-    return rows < BLOCK_LEAST ? BLOCK_LEAST : rows;
+    return larger(rows, BLOCK_LEAST);
 }
 
 static Tensor row_range(Tensor x, int64_t first, int64_t rows) {
@@ -36,9 +37,9 @@ INLINE void transpose_tile(DType t, void *to, const void *from, int64_t rows, in
 
 /* Rows [r, r + MIRROR_TILE) of one matrix: what lies right of their own block. */
 static void mirror_rows(DType dtype, void *matrix, int64_t ld, int64_t n, int64_t r, int64_t block) {
-    int64_t rows = n - r < MIRROR_TILE ? n - r : MIRROR_TILE;
+    int64_t rows = smaller(MIRROR_TILE, n - r);
     for (int64_t c = (r / block + 1) * block; c < n; c += MIRROR_TILE) {
-        int64_t columns = n - c < MIRROR_TILE ? n - c : MIRROR_TILE;
+        int64_t columns = smaller(MIRROR_TILE, n - c);
         BY_DTYPE(dtype, transpose_tile, at(dtype, matrix, r * ld + c), at(dtype, matrix, c * ld + r), rows, columns,
                  ld);
     }
@@ -58,7 +59,7 @@ static void mirror(Backend *be, Tensor out, int64_t block) {
 static void matmul_symmetric(Backend *be, Tensor out, Tensor a, Tensor addend, MatmulScale s) {
     const int64_t n = out.shape[out.ndim - 1], block = block_rows(n);
     for (int64_t r = 0; r < n; r += block) {
-        int64_t rows = n - r < block ? n - r : block, columns = r + rows;
+        int64_t rows = smaller(block, n - r), columns = r + rows;
         Tensor left = row_range(a, r, rows), right = tensor_transpose(row_range(a, 0, columns));
         be->ops.matmul(be, first_columns(row_range(out, r, rows), columns), left, right,
                        first_columns(row_range(addend, r, rows), columns), s);
@@ -66,6 +67,6 @@ static void matmul_symmetric(Backend *be, Tensor out, Tensor a, Tensor addend, M
     if (n > block) mirror(be, out, block);
 }
 
-void cpu_fill_symmetric_ops(BackendOps *ops) {
+void cpu_fill_symmetric(BackendOps *ops) {
     ops->matmul_symmetric = matmul_symmetric;
 }

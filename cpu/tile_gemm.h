@@ -36,7 +36,9 @@
 #include <immintrin.h>
 #endif
 
+#include "base/integer.h"
 #include "cpu/simd.h"
+#include "ops/key_range.h"
 
 /* A vector is one register: gcc splits wider ones badly. AVX2 and SSE have 16 of them, and the corner shrinks so as not
  * to spill. */
@@ -127,7 +129,9 @@ static void tile_product(int depth, float *c, int64_t ldc, TileOperand a, const 
         tile_corners(TILE_DEPTH_BF16, c, ldc, a, b, ldb, n, (k + 1) / TILE_DEPTH_BF16, mode);
 }
 
-typedef enum { TILE_LOWER, TILE_UPPER } TileTriangle; /* which elements A has: (x,y) with y <= x, or with y >= x */
+/* Which elements a square A on the diagonal of attention has. Rows are queries and terms the keys that they see: the
+ * lower triangle; or rows are keys and terms the queries that see them: the upper. */
+typedef enum { TILE_LOWER, TILE_UPPER } TileTriangle;
 
 /* The bits of word y that hold numbers in [first, end). */
 INLINE uint32_t tile_bits_within(int depth, int64_t y, int64_t first, int64_t end) {
@@ -138,8 +142,8 @@ INLINE uint32_t tile_bits_within(int depth, int64_t y, int64_t first, int64_t en
 INLINE void tile_triangle(int depth, float *c, int64_t ldc, TileOperand a, const TileWord *b, int64_t ldb, int64_t n,
                           int64_t k, TileTriangle triangle) {
     for (int64_t x = 0; x < TILE_ROWS; x++) {
-        int64_t first = triangle == TILE_UPPER ? x : 0;
-        int64_t end = triangle == TILE_LOWER && x + 1 < k ? x + 1 : k;
+        KeyRange seen = triangle == TILE_LOWER ? keys_of_query(x) : queries_of_key(x, k);
+        int64_t first = seen.first, end = smaller(seen.end, k);
         for (int64_t j = 0; j < n; j += TILE_LANES) {
             TileVector sum = *(const TileVector *)(c + x * ldc + j);
             for (int64_t y = first / depth; y * depth < end; y++) {

@@ -16,7 +16,7 @@
  *
  * All products are mma.m16n8k16 (cuda/ptx.cuh draws the fragments): bf16 times bf16, summed in fp32. A lane has of each
  * 16 x 8 block C the columns 2t and 2t + 1 of the rows g and g + 8, for lane = 4 g + t. Two neighbouring Cs, rounded to
- * bf16, are an A of the next product: P = softmax(Q Kᵀ) never leaves the registers on its way to P V.
+ * bf16, are an A of the next product: P = softmax(Q Kᵀ) stays in registers for P V.
  *
  * The diagonal. Tiles that no query of a warp sees are skipped, and so are 16 x 16 blocks; what remains are the blocks
  * on the diagonal, in which weights of unseen keys are 0. But 0 times NaN is NaN, and a NaN must reach no query that
@@ -31,10 +31,11 @@
 #include "cuda/cuda.h"
 #include "cuda/device.cuh"
 #include "cuda/ptx.cuh"
+#include "ops/key_range.h"
 
 enum { MMA_ROWS = 16 }; /* a block: rows of A, rows of B */
 
-/* ---- what a kernel is told -------------------------------------------------------------------------------------- */
+/* ---- what a kernel is given ------------------------------------------------------------------------------------- */
 
 /* A (B,T,heads,size) tensor. Strides in elements. */
 struct HeadTensor {
@@ -229,11 +230,14 @@ template <int P> CU_DEVICE bool slice_is_finite(const __nv_bfloat16 *x) {
 /* What row i of a diagonal block sees of another operand's rows. */
 enum Triangle { SEES_UP_TO_ITSELF /* a query, of keys */, SEES_FROM_ITSELF /* a key, of queries */ };
 
+/* Whether an own row and a row of the other side are a query and a key that it sees, whichever is which. */
+template <Triangle SIGHT> CU_DEVICE bool is_seen(int own, int other) {
+    return SIGHT == SEES_UP_TO_ITSELF ? query_sees(own, other) : query_sees(other, own);
+}
+
 /* Keeps of rows k and k + 1 of B what `row` of A sees. */
 template <Triangle SIGHT> CU_DEVICE uint32_t seen_pair(uint32_t pair, int k, int row) {
-    bool low = SIGHT == SEES_UP_TO_ITSELF ? k <= row : k >= row;
-    bool high = SIGHT == SEES_UP_TO_ITSELF ? k + 1 <= row : k + 1 >= row;
-    return pair & ((low ? 0x0000ffffu : 0u) | (high ? 0xffff0000u : 0u));
+    return pair & ((is_seen<SIGHT>(row, k) ? 0x0000ffffu : 0u) | (is_seen<SIGHT>(row, k + 1) ? 0xffff0000u : 0u));
 }
 
 /* c (16 x P) += a · x for a block on the diagonal where x holds infinities or NaNs, which hardly ever happens: one row

@@ -38,32 +38,15 @@
  * multiplied by 0; and as 0 times NaN is NaN, other rows that hold infinities or NaNs are multiplied row by row there
  * (multiply_row_by_row). So a NaN reaches what depends on it and nothing else.
  *
- * Tensors of f32, and heads larger than MAX_PADDED_HEAD, go through plain products in fp32 (last part of this file).
+ * Tensors of f32, and heads larger than MAX_PADDED_HEAD, go through plain products (attention_plain_backward.cu).
  */
-#include "cuda/attention.cuh"
+#include "cuda/attention_backward.cuh"
 
 #include <algorithm>
 
 namespace {
 
 enum { MOST_OWN_ROWS = 128 }; /* of any kernel below; rows of the scratch are padded to it */
-
-/* lse +infinity where there is no row, so that its p is 0. */
-struct RowStats {
-    float lse, delta;
-};
-
-struct AttentionBackward {
-    AttentionShape shape;
-    HeadTensor dq, dk, dv, dout, out, q, k, v;
-    const float *lse; /* (B,H,T) */
-    RowStats *rows;   /* (B,H,padded_T) */
-    int padded_T;
-};
-
-CU_DEVICE RowStats *rows_of(const AttentionBackward &a, int b, int h) {
-    return a.rows + ((int64_t)b * a.shape.H + h) * a.padded_T;
-}
 
 /* ---- delta ------------------------------------------------------------------------------------------------------ */
 
@@ -131,8 +114,14 @@ template <class Plan> using Sums = float[Plan::M][Plan::P / 8][4];
 /* Where a block of a warp's own rows meets a block of the other side: the first row of each. */
 template <Triangle SIGHT> struct Meeting { int own, other; };
 
-template <Triangle SIGHT> CU_DEVICE bool on_diagonal(Meeting<SIGHT> m) {
-    return m.own == m.other;
+/* Of `own_rows` and `other_rows` rows from there on. */
+template <Triangle SIGHT> CU_DEVICE Sight sight_of(Meeting<SIGHT> m, int own_rows, int other_rows) {
+    return SIGHT == SEES_UP_TO_ITSELF ? sight_of_tile(m.own, m.own + own_rows, m.other, m.other + other_rows)
+                                      : sight_of_tile(m.other, m.other + other_rows, m.own, m.own + own_rows);
+}
+
+template <Triangle SIGHT> CU_DEVICE Sight sight_of_block(Meeting<SIGHT> m) {
+    return SIGHT == SEES_UP_TO_ITSELF ? sight_of_square(m.own, m.other) : sight_of_square(m.other, m.own);
 }
 
 /* Of block m of a warp's rows and block n of a chunk, if `first` is where their first blocks meet. */
@@ -140,28 +129,21 @@ template <Triangle SIGHT> CU_DEVICE Meeting<SIGHT> block_of(Meeting<SIGHT> first
     return {first.own + m * MMA_ROWS, first.other + n * MMA_ROWS};
 }
 
-/* No row of the one block sees one of the other. */
-template <Triangle SIGHT> CU_DEVICE bool unseen(Meeting<SIGHT> m) {
-    return SIGHT == SEES_UP_TO_ITSELF ? m.other > m.own : m.other < m.own;
-}
-
 /* x, two neighbouring blocks of C, becomes 0 where no pair is seen. */
 template <Triangle SIGHT> CU_DEVICE void clear_unseen(float (&x)[2][4], Meeting<SIGHT> m) {
-    if (!unseen(m) && !on_diagonal(m)) return;
+    if (sight_of_block(m) == SIGHT_ALL) return;
     int lane = threadIdx.x % 32, own = m.own + lane / 4, other = m.other + lane % 4 * 2;
 #pragma unroll
     for (int i = 0; i < 8; i++) {
         int x_own = own + i / 2 % 2 * 8, x_other = other + i / 4 * 8 + i % 2;
-        bool seen = SIGHT == SEES_UP_TO_ITSELF ? x_other <= x_own : x_other >= x_own;
-        if (!seen) x[i / 4][i % 4] = 0;
+        if (!is_seen<SIGHT>(x_own, x_other)) x[i / 4][i % 4] = 0;
     }
 }
 
 /* Whether any of a warp's rows sees any of a chunk's. */
 template <class Plan, Triangle SIGHT> CU_DEVICE bool chunk_is_seen(Meeting<SIGHT> first, int T) {
     if (first.own >= T || first.other >= T) return false;
-    return SIGHT == SEES_UP_TO_ITSELF ? first.other < first.own + Plan::WARP_ROWS
-                                      : first.other + Plan::CHUNK > first.own;
+    return sight_of(first, Plan::WARP_ROWS, Plan::CHUNK) != SIGHT_NONE;
 }
 
 /* ---- products --------------------------------------------------------------------------------------------------- */
@@ -195,13 +177,13 @@ template <class Plan, Triangle SIGHT>
 CU_DEVICE void accumulate(Sums<Plan> &sums, const Fragments<Plan> &weights, const __nv_bfloat16 *rows,
                           Meeting<SIGHT> first) {
     Meeting<SIGHT> least = block_of(first, SIGHT == SEES_UP_TO_ITSELF ? 0 : Plan::M - 1, 0);
-    if (Plan::M > 1 && !unseen(least) && !on_diagonal(least))
-        return multiply_slice<Plan::M, Plan::P>(sums, weights, rows);
+    if (Plan::M > 1 && sight_of_block(least) == SIGHT_ALL) return multiply_slice<Plan::M, Plan::P>(sums, weights, rows);
 #pragma unroll
     for (int m = 0; m < Plan::M; m++) {
         Meeting<SIGHT> meeting = block_of(first, m, 0);
-        if (unseen(meeting)) continue;
-        if (on_diagonal(meeting) && !slice_is_finite<Plan::P>(rows))
+        Sight sight = sight_of_block(meeting);
+        if (sight == SIGHT_NONE) continue;
+        if (sight == SIGHT_SOME && !slice_is_finite<Plan::P>(rows))
             multiply_row_by_row<SIGHT, Plan::P>(sums[m], weights[m], rows);
         else
             multiply_slice<1, Plan::P>(&sums[m], &weights[m], rows);
@@ -350,8 +332,9 @@ struct KeyTile {
 };
 
 template <class Plan> CU_DEVICE KeyTile key_tile_of_block(const AttentionBackward &a) {
-    int first = (int)blockIdx.x * Plan::OWN, query_tile = first / Plan::OTHER;
-    int end = (a.shape.T + Plan::OTHER - 1) / Plan::OTHER;
+    int first = (int)blockIdx.x * Plan::OWN;
+    KeyRange queries = queries_of_some(first, min(first + Plan::OWN, a.shape.T), a.shape.T);
+    int query_tile = queries.first / Plan::OTHER, end = (queries.end + Plan::OTHER - 1) / Plan::OTHER;
     return {(int)blockIdx.z, (int)blockIdx.y, first, a.shape.H / a.shape.K, query_tile, end - query_tile};
 }
 
@@ -487,7 +470,8 @@ __global__ void __launch_bounds__(Plan::THREADS, Plan::BLOCKS) attention_backwar
     Sums<Plan> dq = {};
     OwnStats<Plan> stats;
     read_own_stats<Plan>(stats, rows_of(a, b, h), first);
-    int items = (min(first_of_block + Plan::OWN, T) + Plan::OTHER - 1) / Plan::OTHER;
+    int seen = keys_of_some(first_of_block, min(first_of_block + Plan::OWN, T)).end;
+    int items = (seen + Plan::OTHER - 1) / Plan::OTHER;
     for (int item = 0; item < items; item++) {
         cp_async_wait<0>();
         __syncthreads(); /* this item has arrived, and the one before is no longer read */
@@ -506,165 +490,6 @@ __global__ void __launch_bounds__(Plan::THREADS, Plan::BLOCKS) attention_backwar
     store_sums<Plan, ALIGNED>(a.dq, b, h, first, T, a.shape.D, shared->own[0] + own * Plan::STRIDE, dq, a.shape.scale);
 }
 
-/* ---- f32, and large heads: plain products ----------------------------------------------------------------------- */
-
-/* A block of threads has SQUARE rows of its own and WIDTH columns of their gradients; it computes p and ds of SQUARE x
- * SQUARE pairs at a time, passing through D and E in steps of SQUARE columns. Heads wider than WIDTH do that again for
- * each WIDTH columns: any size is possible, and this is the path for comparisons, not for speed. Eight threads share
- * an own row: each has every eighth pair of it, and every eighth column. */
-enum { PLAIN_THREADS = 256, LANES = 8, SQUARE = PLAIN_THREADS / LANES, WIDTH = 64 };
-
-/* Rows are an odd number of banks apart. */
-struct PlainTiles {
-    float a[SQUARE][SQUARE + 1], b[SQUARE][SQUARE + 1];
-    float p[SQUARE][SQUARE + 1], ds[SQUARE][SQUARE + 1]; /* [own][other] */
-    float rows[SQUARE][WIDTH + 1];
-};
-
-typedef float PlainScores[SQUARE / LANES]; /* of own row thread / LANES, other rows thread % LANES + LANES n */
-typedef float PlainSums[WIDTH / LANES];    /* likewise columns */
-
-/* SQUARE rows from `first` on of one head of a tensor. */
-template <class T> struct PlainRows {
-    const T *head;
-    int64_t row_stride;
-    int first, end, size;
-};
-
-template <class T>
-CU_DEVICE PlainRows<T> plain_rows(const HeadTensor &x, int b, int head, int first, int end, int size) {
-    return {head_of<T>(x, b, head), x.row_stride, first, end, size};
-}
-
-/* Columns [column, column + COLUMNS), 0 beyond the end. */
-template <class T, int STRIDE>
-CU_DEVICE void load_plain(float (&x)[SQUARE][STRIDE], const PlainRows<T> &rows, int column) {
-    constexpr int COLUMNS = STRIDE - 1;
-    for (int i = (int)threadIdx.x; i < SQUARE * COLUMNS; i += PLAIN_THREADS) {
-        int row = rows.first + i / COLUMNS, c = column + i % COLUMNS;
-        bool exists = row < rows.end && c < rows.size;
-        x[i / COLUMNS][i % COLUMNS] = exists ? to_float(rows.head[row * rows.row_stride + c]) : 0;
-    }
-}
-
-/* c = own otherᵀ */
-template <class T>
-CU_DEVICE void multiply_plain(PlainScores &c, PlainTiles &tiles, const PlainRows<T> &own, const PlainRows<T> &other) {
-    int row = (int)threadIdx.x / LANES, lane = (int)threadIdx.x % LANES;
-    for (float &sum : c) sum = 0;
-    for (int column = 0; column < own.size; column += SQUARE) {
-        load_plain(tiles.a, own, column);
-        load_plain(tiles.b, other, column);
-        __syncthreads();
-        for (int d = 0; d < SQUARE; d++)
-#pragma unroll
-            for (int n = 0; n < SQUARE / LANES; n++) c[n] += tiles.a[row][d] * tiles.b[lane + LANES * n][d];
-        __syncthreads();
-    }
-}
-
-/* p and ds of one pair: s is q·k and dp dout·v. */
-struct PlainPair {
-    float p, ds;
-};
-
-CU_DEVICE PlainPair plain_pair(float s, float dp, RowStats query, const AttentionShape &shape) {
-    float logit = shape.scale * s, t = shape.softcap > 0 ? tanhf(logit / shape.softcap) : 0;
-    float p = expf((shape.softcap > 0 ? shape.softcap * t : logit) - query.lse);
-    return {p, p * (1 - t * t) * (dp - query.delta)};
-}
-
-template <Triangle SIGHT> CU_DEVICE bool plain_sees(int own, int other, int T) {
-    return SIGHT == SEES_UP_TO_ITSELF ? other <= own : other >= own && other < T;
-}
-
-/* p and ds into shared memory; where a pair is unseen, anything. `stats` is of the own or the other side's query. */
-template <Triangle SIGHT>
-CU_DEVICE void store_plain_pairs(PlainTiles &tiles, const PlainScores &s, const PlainScores &dp, const RowStats *stats,
-                                 int own_first, int other_first, const AttentionShape &shape) {
-    int row = (int)threadIdx.x / LANES, lane = (int)threadIdx.x % LANES;
-#pragma unroll
-    for (int n = 0; n < SQUARE / LANES; n++) {
-        int other = lane + LANES * n, query = SIGHT == SEES_UP_TO_ITSELF ? own_first + row : other_first + other;
-        PlainPair pair = plain_pair(s[n], dp[n], stats[query], shape);
-        tiles.p[row][other] = pair.p;
-        tiles.ds[row][other] = pair.ds;
-    }
-    __syncthreads();
-}
-
-/* sums += weights · rows, over what the own row sees. */
-template <Triangle SIGHT, class T>
-CU_DEVICE void add_plain(PlainSums &sums, PlainTiles &tiles, const float (&weights)[SQUARE][SQUARE + 1],
-                         const PlainRows<T> &rows, int column, int own_first) {
-    int row = (int)threadIdx.x / LANES, lane = (int)threadIdx.x % LANES;
-    load_plain(tiles.rows, rows, column);
-    __syncthreads();
-    for (int i = 0; i < SQUARE; i++) {
-        if (!plain_sees<SIGHT>(own_first + row, rows.first + i, rows.end)) continue;
-#pragma unroll
-        for (int n = 0; n < WIDTH / LANES; n++) sums[n] += weights[row][i] * tiles.rows[i][lane + LANES * n];
-    }
-    __syncthreads();
-}
-
-template <class T>
-CU_DEVICE void store_plain(const HeadTensor &x, int b, int head, int first, int end, int size, int column,
-                           const PlainSums &sums, float factor) {
-    int row = first + (int)threadIdx.x / LANES;
-    T *target = head_of<T>(x, b, head) + row * x.row_stride;
-#pragma unroll
-    for (int n = 0; n < WIDTH / LANES; n++) {
-        int c = column + (int)threadIdx.x % LANES + LANES * n;
-        if (row < end && c < size) target[c] = from_float<T>(factor * sums[n]);
-    }
-}
-
-template <class T>
-__global__ void __launch_bounds__(PLAIN_THREADS) attention_backward_plain_keys(AttentionBackward a, int columns) {
-    CU_SHARED(PlainTiles, tiles, [1]);
-    const AttentionShape &shape = a.shape;
-    int first = (int)blockIdx.x / columns * SQUARE, column = (int)blockIdx.x % columns * WIDTH;
-    int head = (int)blockIdx.y, b = (int)blockIdx.z, group = shape.H / shape.K;
-    PlainRows<T> k = plain_rows<T>(a.k, b, head, first, shape.T, shape.D);
-    PlainRows<T> v = plain_rows<T>(a.v, b, head, first, shape.T, shape.E);
-    PlainSums dk = {}, dv = {};
-    for (int h = head * group; h < (head + 1) * group; h++)
-        for (int query = first; query < shape.T; query += SQUARE) {
-            PlainRows<T> q = plain_rows<T>(a.q, b, h, query, shape.T, shape.D);
-            PlainRows<T> dout = plain_rows<T>(a.dout, b, h, query, shape.T, shape.E);
-            PlainScores s, dp;
-            multiply_plain(s, *tiles, k, q);
-            multiply_plain(dp, *tiles, v, dout);
-            store_plain_pairs<SEES_FROM_ITSELF>(*tiles, s, dp, rows_of(a, b, h), first, query, shape);
-            add_plain<SEES_FROM_ITSELF>(dk, *tiles, tiles->ds, q, column, first);
-            add_plain<SEES_FROM_ITSELF>(dv, *tiles, tiles->p, dout, column, first);
-        }
-    store_plain<T>(a.dk, b, head, first, shape.T, shape.D, column, dk, shape.scale);
-    store_plain<T>(a.dv, b, head, first, shape.T, shape.E, column, dv, 1);
-}
-
-template <class T>
-__global__ void __launch_bounds__(PLAIN_THREADS) attention_backward_plain_queries(AttentionBackward a, int columns) {
-    CU_SHARED(PlainTiles, tiles, [1]);
-    const AttentionShape &shape = a.shape;
-    int first = (int)blockIdx.x / columns * SQUARE, column = (int)blockIdx.x % columns * WIDTH;
-    int h = (int)blockIdx.y, b = (int)blockIdx.z, key_head = h / (shape.H / shape.K);
-    PlainRows<T> q = plain_rows<T>(a.q, b, h, first, shape.T, shape.D);
-    PlainRows<T> dout = plain_rows<T>(a.dout, b, h, first, shape.T, shape.E);
-    PlainSums dq = {};
-    for (int key = 0; key <= first; key += SQUARE) {
-        PlainRows<T> k = plain_rows<T>(a.k, b, key_head, key, shape.T, shape.D);
-        PlainRows<T> v = plain_rows<T>(a.v, b, key_head, key, shape.T, shape.E);
-        PlainScores s, dp;
-        multiply_plain(s, *tiles, q, k);
-        multiply_plain(dp, *tiles, dout, v);
-        store_plain_pairs<SEES_UP_TO_ITSELF>(*tiles, s, dp, rows_of(a, b, h), first, key, shape);
-        add_plain<SEES_UP_TO_ITSELF>(dq, *tiles, tiles->ds, k, column, first);
-    }
-    store_plain<T>(a.dq, b, h, first, shape.T, shape.D, column, dq, shape.scale);
-}
-
 /* ---- the op ----------------------------------------------------------------------------------------------------- */
 
 int64_t padded_rows(int64_t T) {
@@ -681,10 +506,6 @@ template <class T> void launch_rows(Backend *be, const AttentionBackward &a, boo
         cuda_launch(be, "attention_grad, rows", attention_backward_rows<T, n()>,
                     (unsigned)int_of(ceil_div(rows * ROW_LANES, ROW_THREADS)), ROW_THREADS, 0, a);
     });
-}
-
-dim3 grid_of(const AttentionBackward &a, int64_t tiles, int heads) {
-    return dim3((unsigned)int_of(tiles), (unsigned)heads, (unsigned)a.shape.B);
 }
 
 template <class Plan>
@@ -707,16 +528,6 @@ template <int P, bool ALIGNED> void launch_tensor_cores(Backend *be, const Atten
                           a.shape.K);
     }
     launch_tiles<Query>(be, a, "attention_grad, queries", attention_backward_queries<Query, ALIGNED>, a.shape.H);
-}
-
-template <class T> void launch_plain(Backend *be, const AttentionBackward &a) {
-    int size = a.shape.D > a.shape.E ? a.shape.D : a.shape.E;
-    int key_columns = (int)ceil_div(size, WIDTH), query_columns = (int)ceil_div(a.shape.D, WIDTH);
-    int64_t tiles = ceil_div(a.shape.T, SQUARE);
-    cuda_launch(be, "attention_grad, keys and values in fp32", attention_backward_plain_keys<T>,
-                grid_of(a, tiles * key_columns, a.shape.K), PLAIN_THREADS, 0, a, key_columns);
-    cuda_launch(be, "attention_grad, queries in fp32", attention_backward_plain_queries<T>,
-                grid_of(a, tiles * query_columns, a.shape.H), PLAIN_THREADS, 0, a, query_columns);
 }
 
 /* False if heads are too large, or the device's shared memory too small. */
@@ -751,7 +562,7 @@ void cuda_attention_grad(Backend *be, Tensor dq, Tensor dk, Tensor dv, Tensor do
         using T = decltype(zero);
         launch_rows<T>(be, a, rows_are_aligned(dout) && rows_are_aligned(out));
         if (std::is_same<T, __nv_bfloat16>::value && try_tensor_cores(be, a, aligned)) return;
-        launch_plain<T>(be, a);
+        cuda_attention_plain_backward(be, a, q.dtype);
     });
 }
 
@@ -761,6 +572,6 @@ int64_t cuda_attention_backward_scratch_bytes(const Backend *, const OpLimits *l
     return scratch_bytes(limits->batch, limits->heads, limits->context);
 }
 
-void cuda_fill_attention_backward_ops(BackendOps *ops) {
+void cuda_fill_attention_backward(BackendOps *ops) {
     ops->attention_grad = cuda_attention_grad;
 }

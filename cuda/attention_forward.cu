@@ -18,86 +18,17 @@
  *
  *      wait for n | barrier | start n + STAGES - 1 into n - 1's buffer | compute with n | wait for n + 1 | ...
  *
- * MaxLogit is on the way: the softmax needs each tile's largest products anyway, and max |s| costs one instruction for
- * each product. Products are compared unscaled, so that scale is one multiplication at the end. Warps raise max_logit
- * and max_abs by compare-and-swap: a maximum does not depend on the order in which it is taken, so the result is
- * deterministic.
+ * MaxLogit comes from the same pass: the softmax needs each tile's largest products anyway, and max |s| costs one
+ * instruction for each product. Products are compared unscaled, so that scale is one multiplication at the end. Warps
+ * raise max_logit and max_abs by compare-and-swap: a maximum does not depend on the order in which it is taken, so the
+ * result is deterministic.
  *
  * Order of blocks: of the query tiles of a run of heads, those with the most keys come first, so that short ones fill
  * the gaps at the end. A run is as many heads as the L2 cache holds K and V of.
  *
- * Tensors of f32, and heads larger than MAX_PADDED_HEAD, go through plain products in fp32 (last part of this file).
+ * Tensors of f32, and heads larger than MAX_PADDED_HEAD, go through plain products (attention_plain_forward.cu).
  */
-#include "cuda/attention.cuh"
-#include "cuda/attention_plain.cuh"
-
-#include <algorithm>
-#include <cfloat>
-
-/* The weight of a product x = q·k, for which the largest product of the row is `top`: 2^(unit capped(x) - shift(top)).
- * Where the scale is negative, products are negated first, so that the largest product is the largest logit. */
-struct Logits {
-    float unit;
-    float softcap, inner; /* capped(x) = softcap tanh(inner x), or x */
-    bool negated;
-};
-
-struct AttentionForward {
-    AttentionShape shape;
-    Logits logits;
-    HeadTensor q, k, v, out;
-    float *lse;
-    float *max_logit, *max_abs; /* NULL: nobody watches */
-};
-
-/* ---- what both kernels do --------------------------------------------------------------------------------------- */
-
-/* What one block of threads computes: the queries from `first` on of one head. */
-struct QueryTile {
-    int b, h, first;
-};
-
-/* `block` is blockIdx: (head of the run, query tile from the last on, run). In the last run, b may be beyond B. */
-CU_DEVICE QueryTile query_tile_of(const AttentionShape &shape, uint3 block, int queries) {
-    int head = (int)(block.z * gridDim.x + block.x);
-    return {head / shape.H, head % shape.H, (int)(gridDim.y - 1 - block.y) * queries};
-}
-
-template <bool CAPPED> CU_DEVICE float capped(const Logits &l, float x) {
-    return CAPPED ? l.softcap * tanh_approximate(l.inner * x) : x;
-}
-
-template <bool CAPPED> CU_DEVICE float shift_of(const Logits &l, float top) {
-    return l.unit * capped<CAPPED>(l, top);
-}
-
-/* A row's largest product before its first key: finite, because an infinite shift less itself is NaN. */
-constexpr float NO_TOP = -FLT_MAX;
-
-/* *maximum = max(*maximum, value), NaN if one is NaN. Swapping 0 for 0 reads. */
-CU_DEVICE void raise_maximum(float *maximum, float value) {
-    int *bits = (int *)maximum, held = atomicCAS(bits, 0, 0);
-    for (;;) {
-        float current = __int_as_float(held);
-        if (isnan(current) || value <= current) return;
-        int found = atomicCAS(bits, held, __float_as_int(value));
-        if (found == held) return;
-        held = found;
-    }
-}
-
-/* The largest product and the largest magnitude that each lane of a warp has seen, into the head's maxima. */
-CU_DEVICE void raise_maxima(const AttentionForward &a, int h, float top, float magnitude) {
-    top = warp_max(top), magnitude = warp_max(magnitude);
-    if (!a.max_logit || threadIdx.x % WARP != 0 || top == NO_TOP) return;
-    float scale = fabsf(a.shape.scale);
-    raise_maximum(a.max_logit + h, scale * top);
-    raise_maximum(a.max_abs + h, isnan(top) ? top : scale * magnitude);
-}
-
-CU_DEVICE void store_lse(const AttentionForward &a, QueryTile tile, int row, float shift, float sum) {
-    a.lse[((int64_t)tile.b * a.shape.H + tile.h) * a.shape.T + row] = LN_2 * shift + logf(sum);
-}
+#include "cuda/attention_forward.cuh"
 
 /* ---- bf16: tensor cores ----------------------------------------------------------------------------------------- */
 
@@ -185,12 +116,12 @@ struct Meeting {
 
 CU_DEVICE Meeting meeting_of(int first_query, int first_key, int T) {
     int lane = thread_anew() % WARP, g = lane / ROW_LANES, t = lane % ROW_LANES, lead = first_query - first_key;
-    return {lead, lead + g + 1 - 2 * t, T - first_query - g};
+    return {lead, keys_of_query(first_query + g).end - first_key - 2 * t, T - first_query - g};
 }
 
-/* Below 0: every query of block m sees every key of block j. 0: on the diagonal. Above: no query sees any key. */
-CU_DEVICE int side_of_diagonal(Meeting meeting, int m, int j) {
-    return MMA_ROWS * (j - m) - meeting.lead;
+/* Of the queries of block m and the keys of block j, with positions counted from the tile's first key. */
+CU_DEVICE Sight sight_of_block(Meeting meeting, int m, int j) {
+    return sight_of_square(meeting.lead + MMA_ROWS * m, MMA_ROWS * j);
 }
 
 /* Whether in block m of C, 8 columns from column 8 n on, the query of this lane's element i sees the key. */
@@ -247,7 +178,7 @@ CU_DEVICE void multiply_keys(WarpRows<Plan> &rows, Queries<Plan> &q, const __nv_
         if (!Plan::KEEPS_QUERIES) read_queries(q, slice);
 #pragma unroll
         for (int j = 0; j < Plan::KEYS / 16; j++) {
-            if (DIAGONAL && side_of_diagonal(meeting, Plan::M - 1, j) > 0) continue;
+            if (DIAGONAL && sight_of_block(meeting, Plan::M - 1, j) == SIGHT_NONE) continue;
             fragment_b_transposed(b, keys + j * 16 * Plan::STRIDE + slice * 16, Plan::STRIDE);
 #pragma unroll
             for (int m = 0; m < Plan::M; m++)
@@ -327,8 +258,8 @@ CU_DEVICE void multiply_seen_values(WarpRows<Plan> &rows, const __nv_bfloat16 *v
         for (int j = 0; j < Plan::KEYS / 16; j++) {
             const __nv_bfloat16 *slice = values + j * 16 * Plan::STRIDE;
             weight_fragment(a, rows, m, j);
-            if (side_of_diagonal(meeting, m, j) < 0) multiply_slice<1, Plan::P>(&rows.out[m], &a, slice);
-            if (side_of_diagonal(meeting, m, j) == 0) {
+            if (sight_of_block(meeting, m, j) == SIGHT_ALL) multiply_slice<1, Plan::P>(&rows.out[m], &a, slice);
+            if (sight_of_block(meeting, m, j) == SIGHT_SOME) {
                 memcpy(diagonal[m], a, sizeof a);
                 diagonal_values[m] = slice;
             }
@@ -379,7 +310,8 @@ __global__ void __launch_bounds__(Plan::THREADS, Plan::BLOCKS) attention_forward
     CU_SHARED_DYN(__nv_bfloat16, query_rows);
     QueryTile tile = query_tile_of(a.shape, blockIdx, Plan::QUERIES);
     if (tile.b >= a.shape.B) return;
-    int seen = min(tile.first + Plan::QUERIES, a.shape.T), key_tiles = (seen + Plan::KEYS - 1) / Plan::KEYS;
+    int seen = keys_of_some(tile.first, min(tile.first + Plan::QUERIES, a.shape.T)).end;
+    int key_tiles = (seen + Plan::KEYS - 1) / Plan::KEYS;
     Ring ring = ring_of(a, tile, key_tiles, query_rows + tile_elements(Plan::QUERIES, Plan::P));
     load_tile<Plan::QUERIES, Plan::P, Plan::THREADS, ALIGNED>(
         query_rows, head_of<const __nv_bfloat16>(a.q, tile.b, tile.h), a.q.row_stride, tile.first, a.shape.T, a.shape.D,
@@ -397,7 +329,8 @@ __global__ void __launch_bounds__(Plan::THREADS, Plan::BLOCKS) attention_forward
     clear_rows(rows);
     for (int j = 0; j < ring.key_tiles; j++) {
         Meeting meeting = meeting_of(first, j * Plan::KEYS, a.shape.T);
-        bool sees_all = meeting.lead >= Plan::KEYS - 1, sees_none = meeting.lead + Plan::WARP_QUERIES <= 0;
+        bool sees_all = keys_of_all(meeting.lead, meeting.lead + Plan::WARP_QUERIES).end >= Plan::KEYS;
+        bool sees_none = keys_of_some(meeting.lead, meeting.lead + Plan::WARP_QUERIES).end <= 0;
         const __nv_bfloat16 *keys = wait_for_tile<Plan, ALIGNED>(ring, a, 2 * j);
         if (sees_all) {
             multiply_keys<false>(rows, q, keys, meeting);
@@ -415,119 +348,12 @@ __global__ void __launch_bounds__(Plan::THREADS, Plan::BLOCKS) attention_forward
     if (first < a.shape.T) finish_rows<ALIGNED>(a, rows, query_rows);
 }
 
-/* ---- f32, and large heads: plain products ----------------------------------------------------------------------- */
-
-/* Rows and lanes are those of cuda/attention_plain.cuh: of the values' columns each lane takes four of 32. The sums of
- * out wait in shared memory, where each lane touches only its own. */
-
-/* out = shrink out + p v for the lane's row, of the first `seen` keys. */
-template <class T>
-CU_DEVICE void multiply_values_plainly(float *out, const AttentionForward &a, const float *p, float shrink, int seen,
-                                       const T *v, int first_key) {
-    CU_SHARED(float, values, [PLAIN_KEYS][CHUNK_STRIDE]);
-    int lane = threadIdx.x % PLAIN_LANES;
-    for (int column = 0; column < a.shape.E; column += CHUNK) {
-        __syncthreads();
-        load_chunk(values, PlainRows<T>{v, a.v.row_stride, first_key}, a.shape.T, column, a.shape.E);
-        __syncthreads();
-        float4 sum = {0, 0, 0, 0}, *held = four_of(out + column, lane);
-        if (first_key > 0) sum = {held->x * shrink, held->y * shrink, held->z * shrink, held->w * shrink};
-        for (int key = 0; key < seen; key++) {
-            float4 x = *four_of(values[key], lane);
-            sum = {sum.x + p[key] * x.x, sum.y + p[key] * x.y, sum.z + p[key] * x.z, sum.w + p[key] * x.w};
-        }
-        *held = sum;
-    }
-}
-
-struct PlainRow {
-    float top, sum, magnitude;
-};
-
-/* Products of `seen` keys of a tile become weights p[0..seen), and the row is raised to its largest product; what older
- * sums shrink by. */
-template <bool CAPPED>
-CU_DEVICE float weigh_row(PlainRow &row, float *p, float (&s)[4], int seen, const Logits &logits) {
-    int lane = threadIdx.x % PLAIN_LANES;
-    float top = row.top;
-    for (int c = 0; c < 4; c++) {
-        if (logits.negated) s[c] = -s[c];
-        if (lane + PLAIN_LANES * c >= seen) continue;
-        top = max_keeping_nan(top, s[c]);
-        row.magnitude = fmaxf(row.magnitude, fabsf(s[c]));
-    }
-    top = warp_max<PLAIN_LANES>(top);
-    float shift = shift_of<CAPPED>(logits, top), shrink = exp2_approximate(shift_of<CAPPED>(logits, row.top) - shift);
-    row.top = top;
-    row.sum *= shrink;
-    for (int c = 0; c < 4; c++) {
-        if (lane + PLAIN_LANES * c >= seen) continue;
-        float weight = exp2_approximate(logits.unit * capped<CAPPED>(logits, s[c]) - shift);
-        p[lane + PLAIN_LANES * c] = weight;
-        row.sum += weight;
-    }
-    return shrink;
-}
-
-template <class T, bool CAPPED>
-__global__ void __launch_bounds__(PLAIN_THREADS, 4) attention_forward_plain(AttentionForward a) {
-    CU_SHARED_DYN(float, sums); /* [PLAIN_QUERIES][E rounded up to whole chunks] */
-    CU_SHARED(float, weights, [PLAIN_QUERIES][CHUNK_STRIDE]);
-    QueryTile tile = query_tile_of(a.shape, blockIdx, PLAIN_QUERIES);
-    if (tile.b >= a.shape.B) return;
-    int i = (int)threadIdx.x / PLAIN_LANES, lane = threadIdx.x % PLAIN_LANES, query = tile.first + i;
-    int key_head = tile.h / (a.shape.H / a.shape.K), last = min(tile.first + PLAIN_QUERIES, a.shape.T);
-    const T *q = head_of<const T>(a.q, tile.b, tile.h), *k = head_of<const T>(a.k, tile.b, key_head);
-    const T *v = head_of<const T>(a.v, tile.b, key_head);
-    float *out = sums + i * (int)ceil_div(a.shape.E, CHUNK) * CHUNK, s[4];
-    PlainRow row = {NO_TOP, 0, 0};
-    for (int first_key = 0; first_key < last; first_key += PLAIN_KEYS) {
-        int seen = min(PLAIN_KEYS, query + 1 - first_key);
-        multiply_keys_plainly(s, PlainRows<T>{q, a.q.row_stride, tile.first},
-                              PlainRows<T>{k, a.k.row_stride, first_key}, a.shape);
-        float shrink = weigh_row<CAPPED>(row, weights[i], s, seen, a.logits);
-        multiply_values_plainly(out, a, weights[i], shrink, seen, v, first_key);
-    }
-    float sum = warp_sum<PLAIN_LANES>(row.sum), factor = __fdividef(1.0f, sum);
-    bool exists = query < a.shape.T;
-    if (exists) {
-        T *target = head_of<T>(a.out, tile.b, tile.h) + query * a.out.row_stride;
-        for (int column = 4 * lane; column < a.shape.E; column += CHUNK)
-            for (int c = column; c < min(column + 4, a.shape.E); c++) target[c] = from_float<T>(out[c] * factor);
-        if (lane == 0) store_lse(a, tile, query, shift_of<CAPPED>(a.logits, row.top), sum);
-    }
-    raise_maxima(a, tile.h, exists ? row.top : NO_TOP, row.magnitude);
-}
-
 /* ---- launching --------------------------------------------------------------------------------------------------- */
-
-/* A run of heads is as many as a part of the L2 cache, of 40 MB and more, holds K and V of. */
-static dim3 grid_of(const AttentionShape &shape, int queries, DType dtype) {
-    constexpr int64_t BUDGET = 16 << 20;
-    int64_t heads = int_of((int64_t)shape.B * shape.H),
-            bytes = shape.T * (int64_t)(shape.D + shape.E) * dtype_size(dtype);
-    int64_t together = std::max<int64_t>(1, BUDGET / bytes) * (shape.H / shape.K), runs = ceil_div(heads, together);
-    return dim3((unsigned)ceil_div(heads, runs), (unsigned)ceil_div(shape.T, queries), (unsigned)runs);
-}
 
 template <class Plan> static void launch_plan(Backend *be, const AttentionForward &a, bool aligned) {
     auto kernel = aligned ? attention_forward<Plan, true> : attention_forward<Plan, false>;
     dim3 grid = grid_of(a.shape, Plan::QUERIES, DTYPE_BF16);
     cuda_launch(be, "attention_forward", kernel, grid, dim3(Plan::THREADS), Plan::SHARED, a);
-}
-
-template <class T> static void launch_plain(Backend *be, AttentionForward a) {
-    size_t row = (size_t)ceil_div(a.shape.E, CHUNK) * CHUNK * sizeof(float);
-    size_t room = cuda_state(be)->shared_limit - sizeof(float) * CHUNK_STRIDE * (2 * PLAIN_QUERIES + 2 * PLAIN_KEYS);
-    if (PLAIN_QUERIES * row > room) {
-        backend_fail(
-            be, "attention",
-            status_error(STATUS_BAD_INPUT, "head size %d is more than this device can do; use device=cpu", a.shape.E));
-        return;
-    }
-    dim3 grid = grid_of(a.shape, PLAIN_QUERIES, DTYPE_F32);
-    auto kernel = a.shape.softcap > 0 ? attention_forward_plain<T, true> : attention_forward_plain<T, false>;
-    cuda_launch(be, "attention_forward_plain", kernel, grid, dim3(PLAIN_THREADS), PLAIN_QUERIES * row, a);
 }
 
 static Logits logits_of(AttentionParams p) {
@@ -557,10 +383,10 @@ static void cuda_attention(Backend *be, Tensor out, Tensor lse, Tensor max_logit
                 launch_plan<ForwardPlan<padded.value, false>>(be, a, aligned);
         });
     else
-        by_dtype(q.dtype, [&](auto zero) { launch_plain<decltype(zero)>(be, a); });
+        cuda_attention_plain_forward(be, a, q.dtype);
 }
 
-void cuda_fill_attention_forward_ops(BackendOps *ops) {
+void cuda_fill_attention_forward(BackendOps *ops) {
     ops->attention = cuda_attention;
 }
 

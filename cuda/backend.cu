@@ -1,4 +1,4 @@
-/* Backend "cuda": finding the device, its memory, copies, marks in time, errors, and the table.
+/* Backend "cuda": finding the device, its memory, copies, marks in time, and the table.
  *
  * The program starts without a driver: cudart is linked statically and loads libcuda itself, and cublasLt is opened by
  * gemm.cu once a device is there. Any error on the way to the device means "no GPU", and the Status says why.
@@ -16,6 +16,10 @@
 #include <cstdlib>
 #include <cstring>
 
+extern "C" {
+#include "cuda/open.h"
+}
+
 /* Absent where another BLAS stands in for OpenBLAS. */
 extern "C" void openblas_set_num_threads(int threads) __attribute__((weak));
 
@@ -26,23 +30,6 @@ constexpr int64_t PEAK_SIZE = 64;
 #else
 constexpr int64_t PEAK_SIZE = 8192; /* 1.1 TFLOP: a millisecond or more, beside which waiting for the end is nothing */
 #endif
-
-/* ---- errors ------------------------------------------------------------------------------------------------------ */
-
-static Status describe_error(cudaError_t error) {
-    return status_error(STATUS_DEVICE, "%s (%s)", cudaGetErrorString(error), cudaGetErrorName(error));
-}
-
-bool cuda_check(Backend *be, const char *what, cudaError_t error) {
-    if (error != cudaSuccess) backend_fail(be, what, describe_error(error));
-    return error == cudaSuccess;
-}
-
-void *cuda_scratch(Backend *be, int64_t bytes) {
-    CHECK(bytes <= be->scratch_bytes, "%lld bytes of scratch memory, %lld are reserved", static_cast<long long>(bytes),
-          static_cast<long long>(be->scratch_bytes));
-    return be->scratch;
-}
 
 /* ---- memory ------------------------------------------------------------------------------------------------------ */
 
@@ -101,7 +88,7 @@ static Status staging_open(CudaState *state) {
     staging->memory = static_cast<char *>(memory);
     for (int slot = 0; slot < SLOTS && error == cudaSuccess; slot++)
         error = cudaEventCreateWithFlags(&staging->copied[slot], cudaEventDisableTiming);
-    return error == cudaSuccess ? status_ok() : describe_error(error);
+    return cuda_status(error);
 }
 
 static void staging_close(CudaStaging *staging) {
@@ -177,24 +164,16 @@ static double elapsed(Backend *be, int from, int to) {
 }
 
 static Status wait_for_stream(Backend *be) {
-    const cudaError_t error = cudaStreamSynchronize(cuda_state(be)->stream);
-    return error == cudaSuccess ? status_ok() : describe_error(error);
+    return cuda_status(cudaStreamSynchronize(cuda_state(be)->stream));
 }
 
 /* ---- scratch ----------------------------------------------------------------------------------------------------- */
 
 int64_t cuda_scratch_bytes(const Backend *be, const OpLimits *limits) {
     static int64_t (*const families[])(const Backend *, const OpLimits *) = {
-        cuda_elementwise_scratch_bytes,
-        cuda_gemm_scratch_bytes,
-        cuda_symmetric_scratch_bytes,
-        cuda_norm_scratch_bytes,
-        cuda_embedding_scratch_bytes,
-        cuda_attention_forward_scratch_bytes,
-        cuda_attention_backward_scratch_bytes,
-        cuda_census_scratch_bytes,
-        cuda_loss_scratch_bytes,
-        cuda_optimizer_scratch_bytes,
+#define X(family) cuda_##family##_scratch_bytes,
+        CUDA_FAMILIES(X)
+#undef X
     };
     int64_t largest = 0;
     for (auto family : families) {
@@ -262,21 +241,14 @@ static void close_backend(Backend *be) {
 static Status open_stream(CudaState *state) {
     cudaError_t error = cudaStreamCreateWithFlags(&state->stream, cudaStreamNonBlocking);
     for (int i = 0; i < MARK_COUNT && error == cudaSuccess; i++) error = cudaEventCreate(&state->marks[i]);
-    return error == cudaSuccess ? staging_open(state) : describe_error(error);
+    return error == cudaSuccess ? staging_open(state) : cuda_status(error);
 }
 
 static void fill_ops(BackendOps *ops) {
     *ops = {};
-    cuda_fill_elementwise_ops(ops);
-    cuda_fill_gemm_ops(ops);
-    cuda_fill_symmetric_ops(ops);
-    cuda_fill_norm_ops(ops);
-    cuda_fill_embedding_ops(ops);
-    cuda_fill_attention_forward_ops(ops);
-    cuda_fill_attention_backward_ops(ops);
-    cuda_fill_census_ops(ops);
-    cuda_fill_loss_ops(ops);
-    cuda_fill_optimizer_ops(ops);
+#define X(family) cuda_fill_##family(ops);
+    CUDA_FAMILIES(X)
+#undef X
     ops->alloc = alloc_zeroed;
     ops->free = release;
     ops->to_host = to_host;

@@ -86,7 +86,7 @@ template <class T> __global__ void __launch_bounds__(PLAIN_THREADS, 4) logit_cen
     int h = static_cast<int>(blockIdx.x), tile = a.tiles - 1 - static_cast<int>(blockIdx.y);
     int b = static_cast<int>(blockIdx.z), lane = threadIdx.x % PLAIN_LANES;
     int first = tile * PLAIN_QUERIES, query = first + static_cast<int>(threadIdx.x) / PLAIN_LANES;
-    int key_head = h / (a.shape.H / a.shape.K), seen = min(first + PLAIN_QUERIES, a.shape.T);
+    int key_head = h / (a.shape.H / a.shape.K), seen = keys_of_some(first, min(first + PLAIN_QUERIES, a.shape.T)).end;
     PlainRows<T> q = {head_of<const T>(a.q, b, h), a.q.row_stride, first};
     PlainRows<T> k = {head_of<const T>(a.k, b, key_head), a.k.row_stride, 0};
     int64_t first_pair = (static_cast<int64_t>(b) * a.shape.T + query) * a.shape.T;
@@ -96,7 +96,8 @@ template <class T> __global__ void __launch_bounds__(PLAIN_THREADS, 4) logit_cen
         multiply_keys_plainly(s, q, k, a.shape);
         for (int c = 0; c < PLAIN_KEYS_PER_LANE; c++) {
             int key = k.first + lane + PLAIN_LANES * c;
-            if (query < a.shape.T && key <= query) add_logit(sum, a.shape.scale * s[c], a.threshold, first_pair + key);
+            if (query < a.shape.T && query_sees(query, key))
+                add_logit(sum, a.shape.scale * s[c], a.threshold, first_pair + key);
         }
     }
     sum = census_of_block(sum);
@@ -151,6 +152,6 @@ int64_t cuda_census_scratch_bytes(const Backend *, const OpLimits *limits) {
     return census_bytes(limits->batch, limits->heads, limits->context);
 }
 
-void cuda_fill_census_ops(BackendOps *ops) {
+void cuda_fill_census(BackendOps *ops) {
     ops->logit_census = logit_census;
 }

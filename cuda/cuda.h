@@ -1,7 +1,10 @@
-/* The inside of backend "cuda": its state, launching kernels, scratch memory, and who fills which slots.
+/* The inside of backend "cuda": its state, launching kernels, scratch memory, and the families of ops.
  *
- *      backend.cu                          device, memory, copies, errors; calls the cuda_fill_*_ops below
- *      gemm.cu symmetric.cu attention_*.cu census.cu elementwise.cu norm.cu embedding.cu loss.cu optimizer.cu
+ *      backend.cu               device, memory, copies; fills the table from CUDA_FAMILIES
+ *      launch.cu                errors, scratch memory
+ *      gemm.cu gemm_plain.cu    products: cublasLt, and a kernel for what it does not do
+ *      attention_*.cu           forward and backward: on tensor cores, and plainly in fp32
+ *      the rest                 a family of ops each
  *
  * Invariants
  *   * Every op is work on one stream, in order. So an op may use the whole scratch memory from its start: the op before
@@ -42,6 +45,8 @@ static inline CudaState *cuda_state(const Backend *be) {
 
 /* ---- errors ------------------------------------------------------------------------------------------------------ */
 
+Status cuda_status(cudaError_t error); /* ok if there was none */
+
 /* An error becomes the backend's sticky failure, with `what` (a kernel, a call) in its text. True if there was none. */
 bool cuda_check(Backend *be, const char *what, cudaError_t error);
 
@@ -50,25 +55,12 @@ bool cuda_check(Backend *be, const char *what, cudaError_t error);
 /* The backend's scratch memory, 256-byte aligned: `bytes` must be within what cuda_*_scratch_bytes reserved. */
 void *cuda_scratch(Backend *be, int64_t bytes);
 
-/* What each family needs at most for ops within `limits`. They read nothing of `be` but compute_dtype, since the plan
- * of a run is also made where there is no device; so no size may depend on the device. */
-int64_t cuda_gemm_scratch_bytes(const Backend *be, const OpLimits *limits);
-int64_t cuda_symmetric_scratch_bytes(const Backend *be, const OpLimits *limits);
-int64_t cuda_attention_forward_scratch_bytes(const Backend *be, const OpLimits *limits);
-int64_t cuda_attention_backward_scratch_bytes(const Backend *be, const OpLimits *limits);
-int64_t cuda_census_scratch_bytes(const Backend *be, const OpLimits *limits);
-int64_t cuda_elementwise_scratch_bytes(const Backend *be, const OpLimits *limits);
-int64_t cuda_norm_scratch_bytes(const Backend *be, const OpLimits *limits);
-int64_t cuda_embedding_scratch_bytes(const Backend *be, const OpLimits *limits);
-int64_t cuda_loss_scratch_bytes(const Backend *be, const OpLimits *limits);
-int64_t cuda_optimizer_scratch_bytes(const Backend *be, const OpLimits *limits);
-
 /* ---- launching --------------------------------------------------------------------------------------------------- */
 
 enum { CUDA_SHARED_WITHOUT_ASKING = 48 * 1024 }; /* dynamic shared memory that any kernel may have */
 
 /* kernel<<<grid, block, shared>>>(args...) on the backend's stream. A failure is sticky and names the kernel; an empty
- * grid is no work. */
+ * grid does nothing. */
 template <class... P, class... A>
 void cuda_launch(Backend *be, const char *name, void (*kernel)(P...), dim3 grid, dim3 block, size_t shared, A... args) {
     if (be->failure.code || grid.x == 0 || grid.y == 0 || grid.z == 0) return;
@@ -85,18 +77,28 @@ void cuda_launch(Backend *be, const char *name, void (*kernel)(P...), dim3 grid,
     cuda_check(be, name, cudaLaunchKernelEx(&config, kernel, static_cast<P>(args)...));
 }
 
-/* ---- who fills which slots --------------------------------------------------------------------------------------- */
+/* ---- families --------------------------------------------------------------------------------------------------- */
 
-void cuda_fill_elementwise_ops(BackendOps *ops);        /* fill copy scale sum_heads gelu* swiglu* rope* */
-void cuda_fill_gemm_ops(BackendOps *ops);               /* matmul linear* */
-void cuda_fill_symmetric_ops(BackendOps *ops);          /* matmul_symmetric */
-void cuda_fill_norm_ops(BackendOps *ops);               /* layernorm* rmsnorm* max_norm */
-void cuda_fill_embedding_ops(BackendOps *ops);          /* embed* */
-void cuda_fill_attention_forward_ops(BackendOps *ops);  /* attention */
-void cuda_fill_attention_backward_ops(BackendOps *ops); /* attention_grad */
-void cuda_fill_census_ops(BackendOps *ops);             /* logit_census */
-void cuda_fill_loss_ops(BackendOps *ops);               /* cross_entropy* sum* */
-void cuda_fill_optimizer_ops(BackendOps *ops);          /* adamw momentum adapt normalize apply_update */
+/* Families of ops, a file each. cuda_fill_<family> is at its end; cuda_<family>_scratch_bytes is what it needs at most
+ * for ops within `limits`. That reads nothing of `be` but compute_dtype, since the plan of a run is also made where
+ * there is no device; so no size may depend on the device. */
+#define CUDA_FAMILIES(X)                                                                                               \
+    X(elementwise)                                                                                                     \
+    X(gemm)                                                                                                            \
+    X(symmetric)                                                                                                       \
+    X(norm)                                                                                                            \
+    X(embedding)                                                                                                       \
+    X(attention_forward)                                                                                               \
+    X(attention_backward)                                                                                              \
+    X(census)                                                                                                          \
+    X(loss)                                                                                                            \
+    X(optimizer)
+
+#define X(family)                                                                                                      \
+    void cuda_fill_##family(BackendOps *ops);                                                                          \
+    int64_t cuda_##family##_scratch_bytes(const Backend *be, const OpLimits *limits);
+CUDA_FAMILIES(X)
+#undef X
 
 /* cublasLt, loaded once a device is there, and its plans. */
 Status cuda_gemm_open(Backend *be);

@@ -194,7 +194,7 @@ int64_t cuda_elementwise_scratch_bytes(const Backend *, const OpLimits *) {
     return 0;
 }
 
-void cuda_fill_elementwise_ops(BackendOps *ops) {
+void cuda_fill_elementwise(BackendOps *ops) {
     ops->fill = fill;
     ops->copy = copy;
     ops->scale = scale;

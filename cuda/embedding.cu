@@ -321,7 +321,7 @@ int64_t cuda_embedding_scratch_bytes(const Backend *, const OpLimits *limits) {
     return scratch_bytes(limits->batch * limits->context, limits->width);
 }
 
-void cuda_fill_embedding_ops(BackendOps *ops) {
+void cuda_fill_embedding(BackendOps *ops) {
     ops->embed = embed;
     ops->embed_grad = embed_grad;
 }

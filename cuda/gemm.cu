@@ -21,12 +21,12 @@
  * Whether the library does a combination is asked of its heuristic, once for all shapes, strides, types, alignments and
  * epilogue together: the answer, an algorithm or a no, stays in a table with the descriptors. A no is never an error.
  * An epilogue becomes a product and a pass of its own, and a product that the library does not do is done by a plain
- * kernel; so are products over no terms.
+ * kernel (gemm_plain.cu); so are products over no terms.
  *
  * The library is not asked for what its header excludes (cublasLtMatmulDescAttributes_t): a bias of another type than
- * D's, an aux whose rows are no multiple of 8 elements. Nor for epilogues on matrices that are not aligned to 16 bytes,
- * of which it says nothing. The GELU epilogues are left alone before sm_90, where they are slower than a pass of their
- * own (llm.c, pull request 338).
+ * D's, an aux whose rows are not a multiple of 8 elements. Nor for epilogues on matrices that are not aligned to 16
+ * bytes, of which it says nothing. The GELU epilogues are left alone before sm_90, where they are slower than a pass of
+ * their own (llm.c, pull request 338).
  *
  * A bias is f32. Beside bf16 matrices it is rounded to bf16 for the epilogue, as the working weights are. Sums are
  * fp32, with neither TF32 nor partial sums in bf16. One device with one version of the library gives the same bits
@@ -37,6 +37,7 @@
 #include <cstring>
 
 #include "cuda/cublaslt.h"
+#include "cuda/gemm_plain.h"
 #include "cuda/sweep.cuh"
 
 namespace {
@@ -229,7 +230,7 @@ cublasStatus_t make_preference(const CublasLt &lt, cublasLtMatmulPreference_t *p
     return status;
 }
 
-/* Asks for the best algorithm. That there is none is no failure. */
+/* Asks for the best algorithm. Finding none is not a failure. */
 cublasStatus_t choose_algorithm(CudaGemm *gemm, Plan *plan) {
     const CublasLt &lt = gemm->lt;
     cublasLtMatmulPreference_t preference = NULL;
@@ -336,82 +337,6 @@ bool multiply_by_library(Backend *be, const Product &p) {
     return true;
 }
 
-/* ---- the plain kernel: any shape, any strides -------------------------------------------------------------------- */
-
-constexpr int SIDE = 16; /* of a block's tile: one thread an element */
-
-struct PlainMatrices { /* of one operand: element (p, q, row, column) of the 4-d tensor */
-    const void *data;
-    int64_t stride[4];
-};
-
-struct PlainShape {
-    int64_t inner, rows, columns, terms;
-    float alpha, beta;
-};
-
-template <class T> CU_DEVICE const T *matrix_of_block(const PlainMatrices &x, int64_t inner) {
-    int64_t matrix = blockIdx.z;
-    return static_cast<const T *>(x.data) + (matrix / inner * x.stride[0] + matrix % inner * x.stride[1]);
-}
-
-template <class T>
-CU_DEVICE float element_or_zero(const T *x, const PlainMatrices &m, int64_t row, int64_t column, bool inside) {
-    return inside ? to_float(x[row * m.stride[2] + column * m.stride[3]]) : 0.0f;
-}
-
-template <class T, class Out>
-__global__ void __launch_bounds__(SIDE *SIDE)
-    plain_product_kernel(PlainShape s, PlainMatrices out, PlainMatrices a, PlainMatrices b, PlainMatrices addend) {
-    CU_SHARED(float, a_tile, [SIDE][SIDE + 1]);
-    CU_SHARED(float, b_tile, [SIDE][SIDE + 1]);
-    const int x = static_cast<int>(threadIdx.x), y = static_cast<int>(threadIdx.y);
-    const int64_t column = static_cast<int64_t>(blockIdx.x) * SIDE + x;
-    const T *a_matrix = matrix_of_block<T>(a, s.inner), *b_matrix = matrix_of_block<T>(b, s.inner);
-    for (int64_t row = static_cast<int64_t>(blockIdx.y) * SIDE; row < s.rows;
-         row += static_cast<int64_t>(gridDim.y) * SIDE) {
-        float sum = 0;
-        for (int64_t k = 0; k < s.terms; k += SIDE) {
-            a_tile[y][x] = element_or_zero(a_matrix, a, row + y, k + x, row + y < s.rows && k + x < s.terms);
-            b_tile[y][x] = element_or_zero(b_matrix, b, k + y, column, k + y < s.terms && column < s.columns);
-            __syncthreads();
-#pragma unroll
-            for (int i = 0; i < SIDE; i++) sum += a_tile[y][i] * b_tile[i][x];
-            __syncthreads();
-        }
-        if (row + y >= s.rows || column >= s.columns) continue;
-        Out *to = const_cast<Out *>(matrix_of_block<Out>(out, s.inner)) + (row + y) * out.stride[2] + column;
-        float value = s.alpha * sum;
-        if (addend.data)
-            value += s.beta * element_or_zero(matrix_of_block<Out>(addend, s.inner), addend, row + y, column, true);
-        *to = from_float<Out>(value);
-    }
-}
-
-PlainMatrices plain_matrices(Tensor x) {
-    PlainMatrices m = {};
-    if (!tensor_present(x)) return m;
-    x = tensor_pad_4d(x);
-    m.data = x.data;
-    for (int i = 0; i < 4; i++) m.stride[i] = x.shape[i] > 1 ? x.stride[i] : 1;
-    return m;
-}
-
-void multiply_plainly(Backend *be, const Product &p) {
-    Tensor out = tensor_pad_4d(p.out);
-    PlainShape s = {out.shape[1], out.shape[2], out.shape[3], p.a.shape[p.a.ndim - 1], p.scale.alpha, p.scale.beta};
-    int64_t high = ceil_div(s.rows, SIDE), matrices = out.shape[0] * out.shape[1];
-    CHECK(matrices <= MAX_GRID_Y, "%lld matrices in a batch", static_cast<long long>(matrices));
-    dim3 grid(int_of(ceil_div(s.columns, SIDE)), static_cast<unsigned>(high < MAX_GRID_Y ? high : MAX_GRID_Y),
-              static_cast<unsigned>(matrices));
-    by_dtype(p.a.dtype, [&](auto zero) {
-        using T = decltype(zero);
-        auto kernel = out.dtype == DTYPE_F32 ? plain_product_kernel<T, float> : plain_product_kernel<T, T>;
-        cuda_launch(be, "plain_product", kernel, grid, dim3(SIDE, SIDE), 0, s, plain_matrices(p.out),
-                    plain_matrices(p.a), plain_matrices(p.b), plain_matrices(p.addend));
-    });
-}
-
 /* ---- products of any batch --------------------------------------------------------------------------------------- */
 
 /* True if the two batch dimensions of a 4-d tensor are one of constant stride. */
@@ -432,7 +357,7 @@ Tensor batch_of(Tensor x, int64_t i) {
 }
 
 void multiply_batch(Backend *be, const Product &p) {
-    if (!multiply_by_library(be, p)) multiply_plainly(be, p);
+    if (!multiply_by_library(be, p)) cuda_multiply_plainly(be, p.out, p.a, p.b, p.addend, p.scale);
 }
 
 /* For products without an epilogue: those with one are matrices, not batches. */
@@ -630,7 +555,7 @@ void linear_grad_weight(Backend *be, Tensor dw, Tensor dbias, Tensor dout, Tenso
 
 } // namespace
 
-void cuda_fill_gemm_ops(BackendOps *ops) {
+void cuda_fill_gemm(BackendOps *ops) {
     ops->matmul = matmul;
     ops->linear = linear;
     ops->linear_grad_input = linear_grad_input;

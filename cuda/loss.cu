@@ -217,7 +217,7 @@ int64_t cuda_loss_scratch_bytes(const Backend *, const OpLimits *) {
     return SUM_PARTS * static_cast<int64_t>(sizeof(double));
 }
 
-void cuda_fill_loss_ops(BackendOps *ops) {
+void cuda_fill_loss(BackendOps *ops) {
     ops->cross_entropy = cross_entropy;
     ops->cross_entropy_grad = cross_entropy_grad;
     ops->sum = sum;

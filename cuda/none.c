@@ -1,5 +1,5 @@
 /* Stands in for the CUDA backend in builds without nvcc. */
-#include "ops/backend.h"
+#include "cuda/open.h"
 
 const bool cuda_is_built = false;
 

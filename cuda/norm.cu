@@ -402,7 +402,7 @@ int64_t cuda_norm_scratch_bytes(const Backend *, const OpLimits *limits) {
     return GRAD_BLOCKS * 2 * limits->width * static_cast<int64_t>(sizeof(float));
 }
 
-void cuda_fill_norm_ops(BackendOps *ops) {
+void cuda_fill_norm(BackendOps *ops) {
     ops->layernorm = layernorm;
     ops->layernorm_grad = layernorm_grad;
     ops->rmsnorm = rmsnorm;

@@ -233,7 +233,7 @@ int64_t cuda_optimizer_scratch_bytes(const Backend *, const OpLimits *) {
     return SUMS * static_cast<int64_t>(sizeof(double) + sizeof(float)); /* sums and factors of matrices */
 }
 
-void cuda_fill_optimizer_ops(BackendOps *ops) {
+void cuda_fill_optimizer(BackendOps *ops) {
     ops->adamw = adamw;
     ops->momentum = momentum;
     ops->adapt = adapt;

@@ -358,7 +358,7 @@ void matmul_symmetric(Backend *be, Tensor out, Tensor a, Tensor addend, MatmulSc
 
 } // namespace
 
-void cuda_fill_symmetric_ops(BackendOps *ops) {
+void cuda_fill_symmetric(BackendOps *ops) {
     ops->matmul_symmetric = matmul_symmetric;
 }
 

@@ -6,6 +6,10 @@
 #include <string.h>
 #include <unistd.h>
 
+#include "cpu/open.h"
+#include "cuda/open.h"
+#include "ref/open.h"
+
 typedef struct {
     const char *name;
     Status (*open)(Backend *, BackendRequest);
@@ -39,7 +43,10 @@ static Status open_one(Backend *be, const Implementation *implementation, Backen
     *be = (Backend){.fault_countdown = -1};
     if (implementation->below) implementation->below(&be->ops);
     Status status = implementation->open(be, request);
-    if (status.code) *be = (Backend){0};
+    if (status.code)
+        *be = (Backend){0};
+    else if (FAILED(status, backend_check_slots(be)))
+        backend_close(be);
     return status;
 }
 

@@ -100,9 +100,9 @@ Status gpt_plan(Gpt *g, const ModelConfig *config, int64_t micro_batch, Backend 
                .V = config->vocab,
                .L = config->layers,
                .attention = variants[config->attention],
-               .weights = arena_measure("weights"),
-               .gradients = arena_measure("gradients"),
-               .activations = arena_measure("activations")};
+               .weights = arena_measure_for("weights", "lower model.layers or model.width"),
+               .gradients = arena_measure_for("gradients", "lower model.layers or model.width"),
+               .activations = arena_measure_for("activations", "lower train.micro_batch or model.context")};
     g->layers = calloc((size_t)g->L, sizeof *g->layers);
     if (!g->layers)
         return status_error(STATUS_OUT_OF_MEMORY, "no memory for the tables of %lld layers", (long long)g->L);

@@ -3,17 +3,19 @@
 
 #include <string.h>
 
+#include "base/integer.h"
+
 enum { ALIGNMENT = 64 }; /* a cache line, and the widest SIMD vector */
 
 /* What a layout too large to count is taken for: no machine has it, and sums of several arenas still fit. */
 static const int64_t MOST_BYTES = INT64_MAX / 16 / ALIGNMENT * ALIGNMENT;
 
-Arena arena_measure(const char *name) {
-    return (Arena){.name = name};
-}
-
 Arena arena_measure_for(const char *name, const char *remedy) {
     return (Arena){.name = name, .remedy = remedy};
+}
+
+Arena arena_measure(const char *name) {
+    return arena_measure_for(name, NULL);
 }
 
 Arena arena_measure_host(const char *name, const char *remedy) {
@@ -65,8 +67,7 @@ static int64_t padded_bytes(int64_t element, int ndim, const int64_t *shape) {
 /* The next piece of memory of that size; NULL while measuring. */
 static char *take(Arena *arena, int64_t bytes) {
     char *data = arena->base ? arena->base + arena->used : NULL;
-    const int64_t used = arena->used + bytes;
-    arena->used = used < MOST_BYTES ? used : MOST_BYTES;
+    arena->used = smaller(arena->used + bytes, MOST_BYTES);
     CHECK(!arena->base || arena->used <= arena->size, "arena %s is laid out larger than it was measured", arena->name);
     return data;
 }

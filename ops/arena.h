@@ -14,7 +14,7 @@
 
 typedef struct {
     const char *name;   /* appears in memory plans and in out-of-memory messages */
-    const char *remedy; /* the end of such a message: what lowers it; NULL: the general advice */
+    const char *remedy; /* of backend_alloc_for; or NULL */
     bool on_host;       /* host memory, which a device copies to by itself */
     Backend *backend;
     char *base;   /* NULL while measuring */
@@ -23,9 +23,9 @@ typedef struct {
 } Arena;
 
 Arena arena_measure(const char *name);
-Arena arena_measure_for(const char *name, const char *remedy);
+Arena arena_measure_for(const char *name, const char *remedy);  /* what the user can do if there is no memory for it */
 Arena arena_measure_host(const char *name, const char *remedy); /* of backend_alloc_host, for arena_take_host */
-Status arena_allocate(Arena *arena, Backend *be); /* allocates what was measured, zeroed, and rewinds */
+Status arena_allocate(Arena *arena, Backend *be);               /* allocates what was measured, zeroed, and rewinds */
 void arena_free(Arena *arena);
 int64_t arena_bytes(const Arena *arena); /* measured or allocated */
 

@@ -9,7 +9,7 @@
 #include "base/clock.h"
 
 const char *const op_names[OP_COUNT] = {
-#define X(ID, slot) [OP_##ID] = #slot,
+#define X(ID, slot, need) [OP_##ID] = #slot,
     OP_LIST(X)
 #undef X
 };
@@ -21,6 +21,26 @@ const PieceSizes device_pieces = {.optimizer_bytes = 256 << 20, .logits = 256 <<
 
 /* ---- life ------------------------------------------------------------------------------------------------------- */
 
+Status backend_check_slots(const Backend *be) {
+    enum { OPTIONAL, DEFAULT, REQUIRED };
+    const struct {
+        const char *name;
+        bool missing;
+    } slots[] = {
+#define X(ID, slot, need) {#slot, need == REQUIRED && !be->ops.slot},
+        OP_LIST(X)
+#undef X
+#define X(slot, need, type, arguments) {#slot, need == REQUIRED && !be->ops.slot},
+            SLOT_LIST(X)
+#undef X
+    };
+    for (size_t i = 0; i < sizeof slots / sizeof slots[0]; i++)
+        if (slots[i].missing)
+            return status_error(STATUS_DEVICE, "backend %s does not fill the required slot %s", be->name,
+                                slots[i].name);
+    return status_ok();
+}
+
 void backend_close(Backend *be) {
     if (be->scratch) backend_free(be, be->scratch, be->scratch_bytes);
     if (be->ops.close) be->ops.close(be);
@@ -29,28 +49,8 @@ void backend_close(Backend *be) {
 
 /* ---- memory ----------------------------------------------------------------------------------------------------- */
 
-/* What a user can do about the memory of each purpose; an arena's name is its purpose. */
-static const struct {
-    const char *purpose, *remedy;
-} remedies[] = {
-    {"weights", "lower model.layers or model.width"},
-    {"gradients", "lower model.layers or model.width"},
-    {"optimizer state",
-     "lower model.layers or model.width, or use optimizer.matrices=muon, which keeps less than adamw"},
-    {"activations", "lower train.micro_batch or model.context"},
-    {"scratch", "lower train.micro_batch or model.context"},
-    {"spectrum probe", "set probe.spectrum_every=0"},
-    {"block probes", "watch fewer probe.blocks, or set probe.collision_every, momentum_every and shadow_every to 0"},
-    {"shadow optimizers", "set probe.shadow_every=0"},
-};
-enum { REMEDIES = sizeof remedies / sizeof remedies[0] };
-
 /* Activations are most of a run's memory, and the micro-batch changes nothing else: it helps whatever does not fit. */
-static const char *remedy_for(const char *purpose) {
-    for (int i = 0; i < REMEDIES; i++)
-        if (!strcmp(remedies[i].purpose, purpose)) return remedies[i].remedy;
-    return "lower train.micro_batch, model.context or model.width";
-}
+static const char general_remedy[] = "lower train.micro_batch, model.context or model.width";
 
 /* Of host memory, from the kernel; -1 where it does not say. */
 static int64_t host_free_bytes(void) {
@@ -85,14 +85,14 @@ static Status out_of_memory(Backend *be, int64_t bytes, const char *purpose, con
     return status_error(STATUS_OUT_OF_MEMORY,
                         "out of memory on device %s: %s needs %s%s, and %s is free; %s (--dry-run shows the plan)",
                         be->name, purpose, describe_bytes(bytes, asked, sizeof asked), of_planned,
-                        describe_bytes(free_now, left, sizeof left), remedy);
+                        describe_bytes(free_now, left, sizeof left), remedy ? remedy : general_remedy);
 }
 
 Status backend_alloc_for(Backend *be, void **memory, int64_t bytes, const char *purpose, const char *remedy) {
     CHECK(bytes >= 0, "%lld bytes for %s", (long long)bytes, purpose);
     *memory = be->ops.alloc(be, bytes);
     if (*memory) return status_ok();
-    return be->failure.code ? be->failure : out_of_memory(be, bytes, purpose, remedy ? remedy : remedy_for(purpose));
+    return be->failure.code ? be->failure : out_of_memory(be, bytes, purpose, remedy);
 }
 
 Status backend_alloc(Backend *be, void **memory, int64_t bytes, const char *purpose) {
@@ -104,14 +104,14 @@ void backend_free(Backend *be, void *memory, int64_t bytes) {
 }
 
 int64_t backend_scratch_bytes(const Backend *be, OpLimits limits) {
-    return be->ops.scratch_bytes(be, &limits);
+    return be->ops.scratch_bytes ? be->ops.scratch_bytes(be, &limits) : 0;
 }
 
 Status backend_reserve(Backend *be, OpLimits limits) {
     CHECK(!be->scratch, "scratch of %s is reserved already", be->name);
     int64_t bytes = backend_scratch_bytes(be, limits);
     if (bytes == 0) return status_ok();
-    Status status = backend_alloc(be, &be->scratch, bytes, "scratch");
+    Status status = backend_alloc_for(be, &be->scratch, bytes, "scratch", "lower train.micro_batch or model.context");
     if (!status.code) be->scratch_bytes = bytes;
     return status;
 }

@@ -11,65 +11,29 @@
 #include <string.h>
 #include <sys/mman.h>
 
+#include "ops/key_range.h"
+
 /* Peaks without sparsity. mma.sync: all of the peak up to Ada; 62.9 % on Hopper (Luo et al. 2024, arXiv 2402.13499);
  * on Blackwell, whose tensor cores it does not drive, a guess. */
+#define ROW(id, ...) [GPU_##id] = {.name = #id, __VA_ARGS__}
 const Gpu gpus[GPU_COUNT] = {
-    [GPU_A100] = {.name = "A100",
-                  .form = "A100 SXM4 80 GB",
-                  .source = "NVIDIA A100 data sheet",
-                  .bf16_flops = 312e12,
-                  .fp32_flops = 19.5e12,
-                  .bandwidth = 2.039e12,
-                  .host_bandwidth = 32e9,
-                  .memory = 80e9,
-                  .multiprocessors = 108,
-                  .capability = 80,
-                  .mma_sync_share = 1},
-    [GPU_H100] = {.name = "H100",
-                  .form = "H100 SXM5 80 GB",
-                  .source = "NVIDIA H100 data sheet",
-                  .bf16_flops = 989e12,
-                  .fp32_flops = 67e12,
-                  .bandwidth = 3.35e12,
-                  .host_bandwidth = 64e9,
-                  .memory = 80e9,
-                  .multiprocessors = 132,
-                  .capability = 90,
-                  .mma_sync_share = 0.63},
-    [GPU_H200] = {.name = "H200",
-                  .form = "H200 SXM 141 GB",
-                  .source = "NVIDIA H200 data sheet",
-                  .bf16_flops = 989e12,
-                  .fp32_flops = 67e12,
-                  .bandwidth = 4.8e12,
-                  .host_bandwidth = 64e9,
-                  .memory = 141e9,
-                  .multiprocessors = 132,
-                  .capability = 90,
-                  .mma_sync_share = 0.63},
-    [GPU_4090] = {.name = "4090",
-                  .form = "GeForce RTX 4090 PCIe 24 GB",
-                  .source = "NVIDIA Ada GPU architecture white paper",
-                  .bf16_flops = 165.2e12,
-                  .fp32_flops = 82.6e12,
-                  .bandwidth = 1.008e12,
-                  .host_bandwidth = 32e9,
-                  .memory = 24e9,
-                  .multiprocessors = 128,
-                  .capability = 89,
-                  .mma_sync_share = 1},
-    [GPU_B200] = {.name = "B200",
-                  .form = "HGX B200 SXM 180 GB",
-                  .source = "NVIDIA HGX B200 data sheet",
-                  .bf16_flops = 2250e12,
-                  .fp32_flops = 75e12,
-                  .bandwidth = 8e12,
-                  .host_bandwidth = 64e9,
-                  .memory = 180e9,
-                  .multiprocessors = 148,
-                  .capability = 100,
-                  .mma_sync_share = 0.3},
+    ROW(A100, .form = "A100 SXM4 80 GB", .source = "NVIDIA A100 data sheet", .bf16_flops = 312e12,
+        .fp32_flops = 19.5e12, .bandwidth = 2.039e12, .host_bandwidth = 32e9, .memory = 80e9, .multiprocessors = 108,
+        .capability = 80, .mma_sync_share = 1),
+    ROW(H100, .form = "H100 SXM5 80 GB", .source = "NVIDIA H100 data sheet", .bf16_flops = 989e12, .fp32_flops = 67e12,
+        .bandwidth = 3.35e12, .host_bandwidth = 64e9, .memory = 80e9, .multiprocessors = 132, .capability = 90,
+        .mma_sync_share = 0.63),
+    ROW(H200, .form = "H200 SXM 141 GB", .source = "NVIDIA H200 data sheet", .bf16_flops = 989e12, .fp32_flops = 67e12,
+        .bandwidth = 4.8e12, .host_bandwidth = 64e9, .memory = 141e9, .multiprocessors = 132, .capability = 90,
+        .mma_sync_share = 0.63),
+    ROW(4090, .form = "GeForce RTX 4090 PCIe 24 GB", .source = "NVIDIA Ada GPU architecture white paper",
+        .bf16_flops = 165.2e12, .fp32_flops = 82.6e12, .bandwidth = 1.008e12, .host_bandwidth = 32e9, .memory = 24e9,
+        .multiprocessors = 128, .capability = 89, .mma_sync_share = 1),
+    ROW(B200, .form = "HGX B200 SXM 180 GB", .source = "NVIDIA HGX B200 data sheet", .bf16_flops = 2250e12,
+        .fp32_flops = 75e12, .bandwidth = 8e12, .host_bandwidth = 64e9, .memory = 180e9, .multiprocessors = 148,
+        .capability = 100, .mma_sync_share = 0.3),
 };
+#undef ROW
 
 /* None measured here. Attention after FlashAttention-2, which is made of mma.sync too: 50 to 73 % of an A100 and 35 %
  * of an H100 on long contexts with wide heads (Dao 2023; Shah et al. 2024), about half of that at a context of 1024 and
@@ -289,10 +253,10 @@ static void count_linear_gelu_grad(Backend *be, Tensor dpre, Tensor dout, Tensor
 
 enum { ATTENTION_ROWS = 128, WIDE_HEAD = 128 };
 
-/* Causal pairs i >= j of all heads: T (T + 1) / 2 a head. A product of width D takes 2 D FLOPs a pair. */
+/* Of all pairs that are seen, in all heads. A product of width D takes 2 D FLOPs a pair. */
 static Work attention_products(const Backend *be, Tensor q, int64_t width) {
-    const double heads = (double)(q.shape[0] * q.shape[2]), T = (double)q.shape[1];
-    return (Work){.flops = heads * T * (T + 1) / 2 * 2 * (double)width,
+    const double heads = (double)(q.shape[0] * q.shape[2]);
+    return (Work){.flops = heads * seen_pairs(q.shape[1]) * 2 * (double)width,
                   .dtype = q.dtype,
                   .share = cost_assumptions.attention * mma_sync_share(be, q.dtype) *
                            wave_share(be, heads * ceil_divide(q.shape[1], ATTENTION_ROWS))};
@@ -534,7 +498,7 @@ static void close_ledger(Backend *be) {
 /* ---- the backend ------------------------------------------------------------------------------------------------ */
 
 static const BackendOps counting_ops = {
-#define X(ID, slot) .slot = count_##slot,
+#define X(ID, slot, need) .slot = count_##slot,
     OP_LIST(X)
 #undef X
         .alloc = reserve,
@@ -558,7 +522,9 @@ Status cost_backend_open(Backend *be, const Gpu *gpu, const char *precision, Scr
                     .fault_countdown = -1};
     be->ops.scratch_bytes = scratch_bytes;
     snprintf(be->description, sizeof be->description, "%s, predicted: nothing is computed", gpu->form);
-    return status_ok();
+    Status status = backend_check_slots(be);
+    if (status.code) backend_close(be);
+    return status;
 }
 
 const Gpu *cost_gpu(const Backend *be) {

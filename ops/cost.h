@@ -35,7 +35,7 @@ extern const Gpu gpus[GPU_COUNT]; /* by GpuKind */
 /* Shares of the peak that are expected, of the bandwidth, and times beside the work. */
 typedef struct {
     double product;   /* cuBLASLt, of the peak */
-    double unaligned; /* factor, where a row of a matrix is no multiple of 16 bytes */
+    double unaligned; /* factor, where a row of a matrix is not a multiple of 16 bytes */
     double symmetric; /* own kernels, of the peak by mma.sync */
     double attention; /* both passes: softmax between the products, masked halves of tiles on the diagonal */
     double bandwidth;

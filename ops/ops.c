@@ -16,6 +16,8 @@
 #include <math.h>
 
 #include "base/clock.h"
+#include "base/integer.h"
+#include "ops/backend.h"
 
 enum { MAX_OUTPUTS = 4, LETTERS = 128, SCAN_CHUNK = 4096 };
 
@@ -69,7 +71,7 @@ static void check_strides(const OpCall *c, const char *name, Tensor t, int rules
     bool row_major = t.shape[last] <= 1 || t.stride[last] == 1;
     bool column_major = last > 0 && (t.shape[last - 1] <= 1 || t.stride[last - 1] == 1);
     if (rules & TRANSPOSED)
-        require(c, row_major || column_major, name, t, "neither its last nor its last but one stride is 1");
+        require(c, row_major || column_major, name, t, "neither of its last two strides is 1");
     else if (rules & STRIDED)
         require(c, row_major, name, t, "its last stride must be 1");
     else
@@ -134,7 +136,7 @@ static void inject_fault(OpCall *c) {
 static bool row_holds_nan(Backend *be, Tensor row) {
     uint32_t buffer[SCAN_CHUNK];
     for (int64_t start = 0; start < row.shape[0]; start += SCAN_CHUNK) {
-        int64_t count = row.shape[0] - start < SCAN_CHUNK ? row.shape[0] - start : SCAN_CHUNK;
+        int64_t count = smaller(SCAN_CHUNK, row.shape[0] - start);
         backend_to_host(be, buffer, tensor_slice(row, 0, start, count));
         for (int64_t i = 0; i < count; i++) {
             float value;
@@ -213,7 +215,7 @@ static bool same_strides(Tensor a, Tensor b) {
 
 static void check_product(const OpCall *c, Tensor out, Tensor a, Tensor addend) {
     require(c, out.dtype == a.dtype || out.dtype == DTYPE_F32, "out", out, "it must be f32 or of a's dtype");
-    require(c, out.data != a.data, "out", out, "it may not be a");
+    require(c, out.data != a.data, "out", out, "it must not be a");
     if (!tensor_present(addend)) return;
     require(c, addend.dtype == out.dtype, "addend", addend, "it must be of out's dtype");
     require(c, addend.data != out.data || same_strides(addend, out), "addend", addend, "it must be out or elsewhere");
@@ -226,7 +228,7 @@ void op_matmul(Backend *be, Tensor out, Tensor a, Tensor b, Tensor addend, Matmu
     op_arg(&c, "b", b, T | TRANSPOSED, "*km");
     op_arg(&c, "addend", addend, REAL | STRIDED | OPTIONAL, "*nm");
     check_product(&c, out, a, addend);
-    require(&c, out.data != b.data, "out", out, "it may not be b");
+    require(&c, out.data != b.data, "out", out, "it must not be b");
     if (!op_start(&c)) return;
     be->ops.matmul(be, out, a, b, addend, s);
     op_end(&c);
@@ -300,7 +302,7 @@ void op_linear_gelu(Backend *be, Tensor out, Tensor pre, Tensor x, Tensor w, Ten
     op_arg(&c, "x", x, T, "NI");
     op_arg(&c, "w", w, T | STRIDED, "OI");
     op_arg(&c, "bias", bias, F32 | OPTIONAL, "O");
-    require(&c, out.data != pre.data, "pre", pre, "it may not be out");
+    require(&c, out.data != pre.data, "pre", pre, "it must not be out");
     if (!be->ops.linear_gelu) {
         op_linear(be, pre, x, w, bias, tensor_none());
         op_gelu(be, out, pre);
@@ -317,7 +319,7 @@ void op_linear_gelu_grad(Backend *be, Tensor dpre, Tensor dout, Tensor w, Tensor
     op_arg(&c, "dout", dout, T, "NO");
     op_arg(&c, "w", w, T | STRIDED, "OI");
     op_arg(&c, "pre", pre, T, "NI");
-    require(&c, dpre.data != pre.data, "dpre", dpre, "it may not be pre");
+    require(&c, dpre.data != pre.data, "dpre", dpre, "it must not be pre");
     if (!be->ops.linear_gelu_grad) {
         op_linear_grad_input(be, dpre, dout, w);
         op_gelu_grad(be, dpre, dpre, pre);
@@ -510,7 +512,7 @@ void op_attention_grad(Backend *be, Tensor dq, Tensor dk, Tensor dv, Tensor dout
     op_end(&c);
 }
 
-/* place is no output to op_end: the bits of -1 are those of a NaN. */
+/* place is not an output for op_end: the bits of -1 are those of a NaN. */
 void op_logit_census(Backend *be, Tensor peak, Tensor place, Tensor above, Tensor q, Tensor k, CensusParams p) {
     OpCall c = op_begin(be, OP_LOGIT_CENSUS);
     op_arg(&c, "peak", peak, F32 | OUTPUT, "HP");

@@ -13,7 +13,12 @@
  */
 #pragma once
 
-#include "ops/backend.h"
+#include <stdbool.h>
+#include <stdint.h>
+
+#include "ops/tensor.h"
+
+typedef struct Backend Backend; /* ops/backend.h */
 
 /* ---- moving ----------------------------------------------------------------------------------------------------- */
 
@@ -28,6 +33,11 @@ void op_copy(Backend *be, Tensor dst, Tensor src);
 void op_scale(Backend *be, Tensor x, float factor);
 
 /* ---- matrix products -------------------------------------------------------------------------------------------- */
+
+typedef struct {
+    float alpha; /* of a·b */
+    float beta;  /* of the addend */
+} MatmulScale;
 
 /* out = alpha a·b + beta addend.   a (..,n,k), b (..,k,m), out and [addend] (..,n,m), with 0 to 2 equal batch
  * dimensions. a and b may be transposed views: their last or their last but one stride is 1. out and addend: last
@@ -45,6 +55,9 @@ void op_linear(Backend *be, Tensor out, Tensor x, Tensor w, Tensor bias, Tensor 
 
 /* dx = dout w.   dout (N,O) T*, w (O,I) T*, dx (N,I) T*. */
 void op_linear_grad_input(Backend *be, Tensor dx, Tensor dout, Tensor w);
+
+/* Whether a gradient replaces what its tensor holds or is added to it. */
+typedef enum { GRADIENT_SET, GRADIENT_ADD } GradientMode;
 
 /* dw = or += doutᵀ x, dbias = or += sum over N of dout, as `mode` says.   dw (O,I) f32, [dbias] (O) f32, dout (N,O) T*,
  * x (N,I) T*. A step's first gradient is set: that saves zeroing dw and reading it back. */
@@ -108,7 +121,13 @@ void op_sum_heads(Backend *be, Tensor out, Tensor x);
 
 /* ---- attention -------------------------------------------------------------------------------------------------- */
 
-/* Causal softmax attention with MaxLogit on its way. For j <= i, and cap(s) = softcap tanh(s / softcap) or s itself:
+typedef struct {
+    float scale;   /* of q·k, normally 1/sqrt(head size) */
+    float softcap; /* logits pass through softcap*tanh(logit/softcap); 0 switches it off */
+} AttentionParams;
+
+/* Causal softmax attention, and MaxLogit in the same pass. For j <= i (ops/key_range.h), and cap(s) = softcap tanh(s /
+ * softcap) or s itself:
  *
  *      s_ij = scale q_i·k_j            p_ij = exp(cap(s_ij) - lse_i)
  *      lse_i = log sum_j exp(cap(s_ij))
@@ -125,6 +144,16 @@ void op_attention(Backend *be, Tensor out, Tensor lse, Tensor max_logit, Tensor 
 /* dq =, dk =, dv =.   Shapes as in op_attention, all strided; out and lse are the forward's. */
 void op_attention_grad(Backend *be, Tensor dq, Tensor dk, Tensor dv, Tensor dout, Tensor out, Tensor lse, Tensor q,
                        Tensor k, Tensor v, AttentionParams p);
+
+/* What op_logit_census takes a logit for. */
+typedef struct {
+    float scale;       /* of q·k */
+    float threshold;   /* tau: logits beyond it are counted */
+    int64_t first_row; /* number of q's first sequence among all that the peaks are of */
+} CensusParams;
+
+/* What peak and place of op_logit_census have in their second dimension. */
+enum { PEAK_SIGNED, PEAK_MAGNITUDE, PEAKS };
 
 /* Where the largest logits are, by a second pass over q and k. For s_ij = scale q_i·k_j in fp32, over all j <= i:
  *
@@ -169,15 +198,38 @@ void op_sum_squares(Backend *be, Tensor total, Tensor x);
 
 /* ---- optimizers ------------------------------------------------------------------------------------------------- */
 
+/* One AdamW step (Loshchilov & Hutter 2019, algorithm 2, decay decoupled from the gradient). */
+typedef struct {
+    float lr, beta1, beta2, eps;
+    float decay;       /* weight decay; 0 for norms and biases */
+    float correction1; /* 1 - beta1^t */
+    float correction2; /* 1 - beta2^t */
+    float grad_scale;  /* global-norm clipping factor */
+    bool cautious;     /* decay as in UpdateStep */
+} AdamwStep;
+
 /* g' = grad_scale g;  m = beta1 m + (1-beta1) g';  v = beta2 v + (1-beta2) g'²;
  * w = (1 - lr decay) w - lr (m/correction1) / (sqrt(v/correction2) + eps);  w_copy = w (rounded).
  * cautious: decay as in op_apply_update.
  * w, m, v, g f32, [w_copy] f32 or bf16: same shape, all strided. */
 void op_adamw(Backend *be, Tensor w, Tensor w_copy, Tensor m, Tensor v, Tensor g, AdamwStep s);
 
+/* m' = keep m + add g',  u = old m + fresh g'  with the old m: every momentum is a choice of the four. */
+typedef struct {
+    float keep, add;
+    float old, fresh;
+    bool sign;        /* u becomes its sign: -1, 0 or 1 */
+    float grad_scale; /* g' = grad_scale g */
+} MomentumStep;
+
 /* With g' = grad_scale g and the old m:   u = old m + fresh g';  m = keep m + add g';  sign: u = sign(u), 0 for 0.
  * u f32 or bf16, m and g f32: same shape, all strided. */
 void op_momentum(Backend *be, Tensor u, Tensor m, Tensor g, MomentumStep s);
+
+/* Second moments of an update, after it has been orthogonalized. */
+typedef struct {
+    float beta2, eps;
+} AdaptStep;
 
 /* v = beta2 v + (1-beta2) mean x²;  out = x / (sqrt(v) + eps).
  * v (..,n,1): the mean is over a row of x (NorMuon, Li et al. 2025);  v (..,n,m): x² itself (AdaMuon, Si et al. 2025).
@@ -187,6 +239,69 @@ void op_adapt(Backend *be, Tensor out, Tensor v, Tensor x, AdaptStep s);
 /* For each matrix of the batch: out = x / (‖x‖_F + eps).   x, out (..,n,m), f32 or bf16, strided; out may be x. */
 void op_normalize(Backend *be, Tensor out, Tensor x, float eps);
 
+/* Cautious weight decay (Chen et al. 2025) decays only where update and weight have one sign, or one of them is 0. */
+typedef struct {
+    float keep; /* 1 - lr decay */
+    float step;
+    bool cautious;
+} UpdateStep;
+
 /* w = keep w - step update;  w_copy = w (rounded).   cautious: w = w - step update where update w < 0 for the old w.
  * w f32, [w_copy] and update f32 or bf16: same shape, all strided. */
 void op_apply_update(Backend *be, Tensor w, Tensor w_copy, Tensor update, UpdateStep s);
+
+/* ---- the list --------------------------------------------------------------------------------------------------- */
+
+/* One row per op: identifier, slot, and whether a backend must fill the slot. The wrapper is op_<slot>, and the slot
+ * has its type.
+ *
+ *      REQUIRED    a backend without it does not open
+ *      DEFAULT     where it is NULL, the wrapper composes it of other ops
+ *      OPTIONAL    where it is NULL, nothing stands in for it: who wants it asks first
+ */
+#define OP_LIST(X)                                                                                                     \
+    X(FILL, fill, REQUIRED)                                                                                            \
+    X(COPY, copy, REQUIRED)                                                                                            \
+    X(SCALE, scale, REQUIRED)                                                                                          \
+    X(MATMUL, matmul, REQUIRED)                                                                                        \
+    X(MATMUL_SYMMETRIC, matmul_symmetric, DEFAULT)                                                                     \
+    X(LINEAR, linear, DEFAULT)                                                                                         \
+    X(LINEAR_GRAD_INPUT, linear_grad_input, DEFAULT)                                                                   \
+    X(LINEAR_GRAD_WEIGHT, linear_grad_weight, DEFAULT)                                                                 \
+    X(LINEAR_GELU, linear_gelu, DEFAULT)                                                                               \
+    X(LINEAR_GELU_GRAD, linear_gelu_grad, DEFAULT)                                                                     \
+    X(LAYERNORM, layernorm, REQUIRED)                                                                                  \
+    X(LAYERNORM_GRAD, layernorm_grad, REQUIRED)                                                                        \
+    X(RMSNORM, rmsnorm, REQUIRED)                                                                                      \
+    X(RMSNORM_GRAD, rmsnorm_grad, REQUIRED)                                                                            \
+    X(MAX_NORM, max_norm, REQUIRED)                                                                                    \
+    X(EMBED, embed, REQUIRED)                                                                                          \
+    X(EMBED_GRAD, embed_grad, REQUIRED)                                                                                \
+    X(ROPE, rope, REQUIRED)                                                                                            \
+    X(ROPE_GRAD, rope_grad, REQUIRED)                                                                                  \
+    X(SUM_HEADS, sum_heads, REQUIRED)                                                                                  \
+    X(ATTENTION, attention, REQUIRED)                                                                                  \
+    X(ATTENTION_GRAD, attention_grad, REQUIRED)                                                                        \
+    X(LOGIT_CENSUS, logit_census, REQUIRED)                                                                            \
+    X(GELU, gelu, REQUIRED)                                                                                            \
+    X(GELU_GRAD, gelu_grad, REQUIRED)                                                                                  \
+    X(SWIGLU, swiglu, REQUIRED)                                                                                        \
+    X(SWIGLU_GRAD, swiglu_grad, REQUIRED)                                                                              \
+    X(CROSS_ENTROPY, cross_entropy, REQUIRED)                                                                          \
+    X(CROSS_ENTROPY_GRAD, cross_entropy_grad, REQUIRED)                                                                \
+    X(SUM, sum, REQUIRED)                                                                                              \
+    X(SUM_SQUARES, sum_squares, REQUIRED)                                                                              \
+    X(ADAMW, adamw, REQUIRED)                                                                                          \
+    X(MOMENTUM, momentum, REQUIRED)                                                                                    \
+    X(ADAPT, adapt, REQUIRED)                                                                                          \
+    X(NORMALIZE, normalize, REQUIRED)                                                                                  \
+    X(APPLY_UPDATE, apply_update, REQUIRED)
+
+typedef enum {
+#define X(ID, slot, need) OP_##ID,
+    OP_LIST(X)
+#undef X
+        OP_COUNT
+} OpId;
+
+extern const char *const op_names[OP_COUNT];

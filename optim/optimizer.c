@@ -101,7 +101,12 @@ static Status check_rates(const OptimizerConfig *config) {
 
 /* State and scratch of the routes. */
 static void plan_memory(Optimizer *opt) {
-    opt->state = arena_measure(opt->shadow ? "shadow optimizers" : "optimizer state");
+    opt->state =
+        opt->shadow
+            ? arena_measure("shadow optimizers")
+            : arena_measure_for(
+                  "optimizer state",
+                  "lower model.layers or model.width, or use optimizer.matrices=muon, which keeps less than adamw");
     layout_state(opt, &opt->state);
     opt->scratch = measure_scratch(opt);
     for (int i = 0; i < opt->route_count; i++) {

@@ -1,18 +1,21 @@
 /* Causal softmax attention, one query row (or, backward, one key row) at a time, so that nothing of size T x T exists.
  *
  *      s_ij = scale q_i·k_j      z_ij = cap(s_ij)      p_ij = exp(z_ij - lse_i)
- *      out_i = sum over j <= i of p_ij v_j
+ *      out_i = sum over the keys j that i sees of p_ij v_j                 (ops/key_range.h: j <= i)
  *
  * Backward (Dao et al. 2022, algorithm 4, with the softcap's derivative):
  *
  *      delta_i = dout_i·out_i                    ds_ij = p_ij (dout_i·v_j - delta_i) cap'(s_ij)
- *      dq_i = scale sum over j <= i of ds_ij k_j
- *      dk_j = scale sum over i >= j of ds_ij q_i      dv_j = sum over i >= j of p_ij dout_i
+ *      dq_i = scale sum over j of ds_ij k_j
+ *      dk_j = scale sum over i of ds_ij q_i           dv_j = sum over i of p_ij dout_i
  *
- * where dk and dv also sum over the query heads that share the key head. The census at the end looks at s_ij alone.
+ * where i are the queries that see j; dk and dv also sum over the query heads that share the key head. The census at
+ * the end looks at s_ij alone.
  */
 #include <math.h>
 
+#include "base/integer.h"
+#include "ops/key_range.h"
 #include "ref/ref.h"
 
 enum {
@@ -22,7 +25,7 @@ enum {
 
 /* A model may have larger heads than fit: that is the device's failure, not a mistake in the program. */
 static bool fits(Backend *be, const char *op, Tensor q, Tensor k, Tensor v) {
-    int64_t size = q.shape[3] > v.shape[3] ? q.shape[3] : v.shape[3], group = q.shape[2] / k.shape[2];
+    int64_t size = larger(q.shape[3], v.shape[3]), group = q.shape[2] / k.shape[2];
     if (size <= MAX_HEAD_SIZE && group <= MAX_GROUP) return true;
     backend_fail(be, op,
                  status_error(STATUS_BAD_INPUT,
@@ -72,22 +75,25 @@ static void store_row(Tensor t, int64_t row, const double *sum, double factor) {
 
 /* ---- forward ---------------------------------------------------------------------------------------------------- */
 
-/* log sum over j <= i of exp(z_ij); raises the running maxima on its way. */
+/* log sum over j of exp(z_ij); raises the running maxima in the same pass. */
 static double row_lse(Tensor q, Tensor k, int64_t i, AttentionParams p, double *max_logit, double *max_abs) {
+    const KeyRange keys = keys_of_query(i);
     double top = -HUGE_VAL, sum = 0;
-    for (int64_t j = 0; j <= i; j++) {
+    for (int64_t j = keys.first; j < keys.end; j++) {
         double s = (double)p.scale * dot(q, i, k, j);
         *max_logit = sticky_max(*max_logit, s);
         *max_abs = sticky_max(*max_abs, fabs(s));
         top = sticky_max(top, cap(s, p));
     }
-    for (int64_t j = 0; j <= i; j++) sum += exp(cap((double)p.scale * dot(q, i, k, j), p) - top);
+    for (int64_t j = keys.first; j < keys.end; j++) sum += exp(cap((double)p.scale * dot(q, i, k, j), p) - top);
     return top + log(sum);
 }
 
 static void row_out(Tensor out, Tensor q, Tensor k, Tensor v, int64_t i, double lse, AttentionParams p) {
+    const KeyRange keys = keys_of_query(i);
     double sum[MAX_HEAD_SIZE] = {0};
-    for (int64_t j = 0; j <= i; j++) accumulate_row(sum, exp(cap((double)p.scale * dot(q, i, k, j), p) - lse), v, j);
+    for (int64_t j = keys.first; j < keys.end; j++)
+        accumulate_row(sum, exp(cap((double)p.scale * dot(q, i, k, j), p) - lse), v, j);
     store_row(out, i, sum, 1);
 }
 
@@ -133,8 +139,9 @@ static Pair pair_of(const HeadGrad *g, int64_t i, int64_t j) {
 
 static void grad_query_head(Tensor dq, const HeadGrad *g) {
     for (int64_t i = 0; i < dq.shape[0]; i++) {
+        const KeyRange keys = keys_of_query(i);
         double sum[MAX_HEAD_SIZE] = {0};
-        for (int64_t j = 0; j <= i; j++) accumulate_row(sum, pair_of(g, i, j).ds, g->k, j);
+        for (int64_t j = keys.first; j < keys.end; j++) accumulate_row(sum, pair_of(g, i, j).ds, g->k, j);
         store_row(dq, i, sum, (double)g->p.scale);
     }
 }
@@ -142,9 +149,10 @@ static void grad_query_head(Tensor dq, const HeadGrad *g) {
 /* `heads` are the `group` query heads that read this key head. */
 static void grad_key_head(Tensor dk, Tensor dv, const HeadGrad *heads, int64_t group) {
     for (int64_t j = 0; j < dk.shape[0]; j++) {
+        const KeyRange queries = queries_of_key(j, dk.shape[0]);
         double sum_k[MAX_HEAD_SIZE] = {0}, sum_v[MAX_HEAD_SIZE] = {0};
         for (int64_t h = 0; h < group; h++)
-            for (int64_t i = j; i < dk.shape[0]; i++) {
+            for (int64_t i = queries.first; i < queries.end; i++) {
                 Pair pair = pair_of(&heads[h], i, j);
                 accumulate_row(sum_k, pair.ds, heads[h].q, i);
                 accumulate_row(sum_v, pair.p, heads[h].dout, i);
@@ -197,14 +205,16 @@ static void ref_logit_census(Backend *be, Tensor peak, Tensor place, Tensor abov
         for (int64_t h = 0; h < H; h++) {
             Tensor qh = head_of(q, b, h), kh = head_of(k, b, h / group);
             double count = 0;
-            for (int64_t i = 0; i < q.shape[1]; i++)
-                for (int64_t j = 0; j <= i; j++) {
+            for (int64_t i = 0; i < q.shape[1]; i++) {
+                const KeyRange keys = keys_of_query(i);
+                for (int64_t j = keys.first; j < keys.end; j++) {
                     float s = (float)((double)p.scale * dot(qh, i, kh, j));
                     int64_t pair[3] = {p.first_row + b, i, j};
                     note_logit(peak, place, h, PEAK_SIGNED, s, pair);
                     note_logit(peak, place, h, PEAK_MAGNITUDE, fabsf(s), pair);
                     count += s > p.threshold;
                 }
+            }
             add1(above, h, count);
         }
 }

@@ -2,6 +2,7 @@
 #include <stdio.h>
 #include <stdlib.h>
 
+#include "ref/open.h"
 #include "ref/ref.h"
 
 enum { ALIGNMENT = 64 };
@@ -33,30 +34,15 @@ static Status ref_sync(Backend *be) {
     return status_ok();
 }
 
-static int64_t ref_scratch_bytes(const Backend *be, const OpLimits *limits) {
-    (void)be, (void)limits;
-    return 0;
-}
-
-static void ref_close(Backend *be) {
-    (void)be;
-}
-
 void ref_fill_ops(BackendOps *ops) {
-    ref_fill_elementwise(ops);
-    ref_fill_linear(ops);
-    ref_fill_norm(ops);
-    ref_fill_embedding(ops);
-    ref_fill_attention(ops);
-    ref_fill_loss(ops);
-    ref_fill_optimizer(ops);
+#define X(family) ref_fill_##family(ops);
+    REF_FAMILIES(X)
+#undef X
     ops->alloc = ref_alloc;
     ops->free = ref_free;
     ops->to_host = ref_to_host;
     ops->from_host = ref_from_host;
     ops->sync = ref_sync;
-    ops->scratch_bytes = ref_scratch_bytes;
-    ops->close = ref_close;
 }
 
 Status ref_backend_open(Backend *be, BackendRequest request) {

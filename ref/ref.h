@@ -101,11 +101,9 @@ static inline void set_flat(Tensor t, int64_t i, double value) {
     ref_store(t, at_flat(t, i), value);
 }
 
-/* The ops of one file each; ref_fill_ops calls them all. */
-void ref_fill_elementwise(BackendOps *ops);
-void ref_fill_linear(BackendOps *ops);
-void ref_fill_norm(BackendOps *ops);
-void ref_fill_embedding(BackendOps *ops);
-void ref_fill_attention(BackendOps *ops);
-void ref_fill_loss(BackendOps *ops);
-void ref_fill_optimizer(BackendOps *ops);
+/* Families of ops, a file each, with ref_fill_<family> at its end. */
+#define REF_FAMILIES(X) X(elementwise) X(linear) X(norm) X(embedding) X(attention) X(loss) X(optimizer)
+
+#define X(family) void ref_fill_##family(BackendOps *ops);
+REF_FAMILIES(X)
+#undef X

@@ -3,6 +3,8 @@
 
 #include <stdlib.h>
 
+#include "cuda/open.h"
+
 static const double CUDA_BYTES = 0.6e9; /* context, code, cublasLt's workspace */
 
 /* ---- prediction ------------------------------------------------------------------------------------------------- */

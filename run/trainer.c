@@ -5,6 +5,7 @@
 #include <string.h>
 #include <unistd.h>
 
+#include "cuda/open.h"
 #include "device/device.h"
 #include "ops/ops.h"
 

@@ -51,6 +51,31 @@ static void the_peak_rate_is_measured_without_a_trace_in_the_profile(void **stat
     test_close(&be);
 }
 
+static void a_table_without_a_required_slot_is_refused_by_its_name(void **state) {
+    (void)state;
+    Backend be;
+    test_open(&be, "ref", "fp32");
+    const BackendOps whole = be.ops;
+    assert_ok(backend_check_slots(&be));
+    be.ops.rmsnorm_grad = NULL;
+    assert_fails(backend_check_slots(&be), STATUS_DEVICE, "backend ref does not fill the required slot rmsnorm_grad");
+    be.ops = whole;
+    be.ops.from_host = NULL;
+    assert_fails(backend_check_slots(&be), STATUS_DEVICE, "backend ref does not fill the required slot from_host");
+    be.ops = whole;
+    test_close(&be);
+}
+
+static void default_and_optional_slots_may_be_missing(void **state) {
+    (void)state;
+    Backend be;
+    test_open(&be, "ref", "fp32");
+    assert_true(!be.ops.linear_gelu && !be.ops.mark && !be.ops.close);
+    be.ops.linear = NULL;
+    assert_ok(backend_check_slots(&be));
+    test_close(&be);
+}
+
 static void *no_memory(Backend *be, int64_t bytes) {
     (void)be, (void)bytes;
     return NULL;
@@ -82,10 +107,10 @@ static void out_of_memory_tells_what_is_free_and_planned_and_which_option_lowers
     assert_non_null(strstr(backend_alloc(&be, &memory, 1 << 30, "weights").message, " GiB is free")); /* of the host */
     be.ops.free_bytes = little_is_free;
     be.planned_bytes = (int64_t)3 << 30;
-    assert_fails(backend_alloc(&be, &memory, 1 << 30, "activations"), STATUS_OUT_OF_MEMORY,
-                 "activations needs 1.00 GiB of 3.00 GiB that the run plans in all, and 5.00 MiB is free; lower "
-                 "train.micro_batch or model.context");
-    assert_non_null(strstr(backend_alloc(&be, &memory, 1, "spectrum probe").message, "probe.spectrum_every=0"));
+    assert_fails(backend_alloc_for(&be, &memory, 1 << 30, "spectra", "set probe.spectrum_every=0"),
+                 STATUS_OUT_OF_MEMORY,
+                 "spectra needs 1.00 GiB of 3.00 GiB that the run plans in all, and 5.00 MiB is free; set "
+                 "probe.spectrum_every=0 (--dry-run shows the plan)");
     assert_non_null(strstr(backend_alloc(&be, &memory, 1, "the triad").message, "lower train.micro_batch"));
     test_close(&be);
 }
@@ -165,6 +190,18 @@ static void an_empty_arena_can_be_allocated(void **state) {
     Arena arena = arena_measure("nothing");
     assert_ok(arena_allocate(&arena, &be));
     arena_free(&arena);
+    test_close(&be);
+}
+
+static void an_arena_keeps_its_remedy(void **state) {
+    (void)state;
+    Backend be;
+    test_open(&be, "ref", "fp32");
+    Arena arena = arena_measure_for("weights", "lower model.width");
+    assert_ok(arena_allocate(&arena, &be));
+    arena_free(&arena);
+    be.ops.alloc = no_memory;
+    assert_fails(arena_allocate(&arena, &be), STATUS_OUT_OF_MEMORY, "free; lower model.width");
     test_close(&be);
 }
 
@@ -330,12 +367,15 @@ int main(void) {
         cmocka_unit_test(unknown_devices_and_precisions_are_refused_with_the_known_ones),
         cmocka_unit_test(ref_stores_fp32_unless_bf16_is_asked_for),
         cmocka_unit_test(the_peak_rate_is_measured_without_a_trace_in_the_profile),
+        cmocka_unit_test(a_table_without_a_required_slot_is_refused_by_its_name),
+        cmocka_unit_test(default_and_optional_slots_may_be_missing),
         cmocka_unit_test(memory_that_cannot_be_had_is_named_with_its_purpose_and_size),
         cmocka_unit_test(out_of_memory_tells_what_is_free_and_planned_and_which_option_lowers_it),
         cmocka_unit_test(where_ops_are_done_when_they_return_later_is_now),
         cmocka_unit_test(every_read_back_and_sync_counts_as_a_wait),
         cmocka_unit_test(an_arena_allocates_what_it_measured),
         cmocka_unit_test(an_empty_arena_can_be_allocated),
+        cmocka_unit_test(an_arena_keeps_its_remedy),
         cmocka_unit_test(a_layout_too_large_to_count_is_out_of_memory),
         cmocka_unit_test(the_first_failure_stays_and_ops_do_nothing_after_it),
         cmocka_unit_test(heads_that_ref_cannot_take_are_a_failure_that_says_what_to_do),

@@ -13,6 +13,7 @@
 #include <unistd.h>
 
 #include "base/config_options.h"
+#include "cuda/open.h"
 #include "ops/ops.h"
 #include "run/roofline.h"
 #include "train_gpt.h"
