@@ -120,8 +120,9 @@ template <Triangle SIGHT> CU_DEVICE Sight sight_of(Meeting<SIGHT> m, int own_row
                                       : sight_of_tile(m.other, m.other + other_rows, m.own, m.own + own_rows);
 }
 
-template <Triangle SIGHT> CU_DEVICE Sight sight_of_block(Meeting<SIGHT> m) {
-    return SIGHT == SEES_UP_TO_ITSELF ? sight_of_square(m.own, m.other) : sight_of_square(m.other, m.own);
+/* Of two blocks, as side_of_square. */
+template <Triangle SIGHT> CU_DEVICE int side_of_block(Meeting<SIGHT> m) {
+    return SIGHT == SEES_UP_TO_ITSELF ? side_of_square(m.own, m.other) : side_of_square(m.other, m.own);
 }
 
 /* Of block m of a warp's rows and block n of a chunk, if `first` is where their first blocks meet. */
@@ -131,7 +132,7 @@ template <Triangle SIGHT> CU_DEVICE Meeting<SIGHT> block_of(Meeting<SIGHT> first
 
 /* x, two neighbouring blocks of C, becomes 0 where no pair is seen. */
 template <Triangle SIGHT> CU_DEVICE void clear_unseen(float (&x)[2][4], Meeting<SIGHT> m) {
-    if (sight_of_block(m) == SIGHT_ALL) return;
+    if (side_of_block(m) < 0) return;
     int lane = threadIdx.x % 32, own = m.own + lane / 4, other = m.other + lane % 4 * 2;
 #pragma unroll
     for (int i = 0; i < 8; i++) {
@@ -177,13 +178,13 @@ template <class Plan, Triangle SIGHT>
 CU_DEVICE void accumulate(Sums<Plan> &sums, const Fragments<Plan> &weights, const __nv_bfloat16 *rows,
                           Meeting<SIGHT> first) {
     Meeting<SIGHT> least = block_of(first, SIGHT == SEES_UP_TO_ITSELF ? 0 : Plan::M - 1, 0);
-    if (Plan::M > 1 && sight_of_block(least) == SIGHT_ALL) return multiply_slice<Plan::M, Plan::P>(sums, weights, rows);
+    if (Plan::M > 1 && side_of_block(least) < 0) return multiply_slice<Plan::M, Plan::P>(sums, weights, rows);
 #pragma unroll
     for (int m = 0; m < Plan::M; m++) {
         Meeting<SIGHT> meeting = block_of(first, m, 0);
-        Sight sight = sight_of_block(meeting);
-        if (sight == SIGHT_NONE) continue;
-        if (sight == SIGHT_SOME && !slice_is_finite<Plan::P>(rows))
+        int side = side_of_block(meeting);
+        if (side > 0) continue;
+        if (side == 0 && !slice_is_finite<Plan::P>(rows))
             multiply_row_by_row<SIGHT, Plan::P>(sums[m], weights[m], rows);
         else
             multiply_slice<1, Plan::P>(&sums[m], &weights[m], rows);

@@ -116,12 +116,12 @@ struct Meeting {
 
 CU_DEVICE Meeting meeting_of(int first_query, int first_key, int T) {
     int lane = thread_anew() % WARP, g = lane / ROW_LANES, t = lane % ROW_LANES, lead = first_query - first_key;
-    return {lead, keys_of_query(first_query + g).end - first_key - 2 * t, T - first_query - g};
+    return {lead, keys_of_query(lead + g).end - 2 * t, T - first_query - g};
 }
 
-/* Of the queries of block m and the keys of block j, with positions counted from the tile's first key. */
-CU_DEVICE Sight sight_of_block(Meeting meeting, int m, int j) {
-    return sight_of_square(meeting.lead + MMA_ROWS * m, MMA_ROWS * j);
+/* Of the queries of block m and the keys of block j, as side_of_square. */
+CU_DEVICE int side_of_block(Meeting meeting, int m, int j) {
+    return side_of_square(meeting.lead, MMA_ROWS * (j - m));
 }
 
 /* Whether in block m of C, 8 columns from column 8 n on, the query of this lane's element i sees the key. */
@@ -178,7 +178,7 @@ CU_DEVICE void multiply_keys(WarpRows<Plan> &rows, Queries<Plan> &q, const __nv_
         if (!Plan::KEEPS_QUERIES) read_queries(q, slice);
 #pragma unroll
         for (int j = 0; j < Plan::KEYS / 16; j++) {
-            if (DIAGONAL && sight_of_block(meeting, Plan::M - 1, j) == SIGHT_NONE) continue;
+            if (DIAGONAL && side_of_block(meeting, Plan::M - 1, j) > 0) continue;
             fragment_b_transposed(b, keys + j * 16 * Plan::STRIDE + slice * 16, Plan::STRIDE);
 #pragma unroll
             for (int m = 0; m < Plan::M; m++)
@@ -258,8 +258,8 @@ CU_DEVICE void multiply_seen_values(WarpRows<Plan> &rows, const __nv_bfloat16 *v
         for (int j = 0; j < Plan::KEYS / 16; j++) {
             const __nv_bfloat16 *slice = values + j * 16 * Plan::STRIDE;
             weight_fragment(a, rows, m, j);
-            if (sight_of_block(meeting, m, j) == SIGHT_ALL) multiply_slice<1, Plan::P>(&rows.out[m], &a, slice);
-            if (sight_of_block(meeting, m, j) == SIGHT_SOME) {
+            if (side_of_block(meeting, m, j) < 0) multiply_slice<1, Plan::P>(&rows.out[m], &a, slice);
+            if (side_of_block(meeting, m, j) == 0) {
                 memcpy(diagonal[m], a, sizeof a);
                 diagonal_values[m] = slice;
             }

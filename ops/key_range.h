@@ -76,9 +76,10 @@ KEY_RANGE Sight sight_of_tile(Position first_query, Position end_query, Position
     return first_key >= end_query ? SIGHT_NONE : end_key <= first_query + 1 ? SIGHT_ALL : SIGHT_SOME;
 }
 
-/* Of square tiles of one size that begin at multiples of it: a single comparison. */
-KEY_RANGE Sight sight_of_square(Position first_query, Position first_key) {
-    return first_key > first_query ? SIGHT_NONE : first_key < first_query ? SIGHT_ALL : SIGHT_SOME;
+/* Of square tiles of one size that begin at multiples of it, in one subtraction: below 0 SIGHT_ALL, 0 SIGHT_SOME, above
+ * 0 SIGHT_NONE. */
+KEY_RANGE Position side_of_square(Position first_query, Position first_key) {
+    return first_key - first_query;
 }
 
 /* How many pairs of a query and a key that it sees a sequence has. */
