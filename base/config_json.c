@@ -154,11 +154,9 @@ static bool scan_word(Scanner *s) {
         s->at += length;
         return true;
     }
-    for (size_t i = 0; i < sizeof not_finite / sizeof *not_finite; i++) {
-        if (length == strlen(not_finite[i]) && memcmp(s->at, not_finite[i], length) == 0) {
+    for (size_t i = 0; i < sizeof not_finite / sizeof *not_finite; i++)
+        if (length == strlen(not_finite[i]) && memcmp(s->at, not_finite[i], length) == 0)
             return refuse(s, "%s is not a JSON number; numbers are finite", not_finite[i]);
-        }
-    }
     return expected(s, "a value");
 }
 
@@ -225,9 +223,8 @@ static bool scan_value(Scanner *s, int line, int depth) {
 }
 
 static bool scan_document(Scanner *s) {
-    if (s->end - s->at >= 3 && memcmp(s->at, "\xef\xbb\xbf", 3) == 0) {
+    if (s->end - s->at >= 3 && memcmp(s->at, "\xef\xbb\xbf", 3) == 0)
         return refuse(s, "starts with a byte order mark; save it as UTF-8 without one");
-    }
     skip_space(s);
     if (!scan_value(s, s->line, 0)) return false;
     skip_space(s);
@@ -262,9 +259,8 @@ void json_free(JsonDocument *document) {
 static bool count_until(const cJSON *node, const cJSON *item, int64_t *index) {
     if (node == item) return true;
     ++*index;
-    for (const cJSON *child = node->child; child; child = child->next) {
+    for (const cJSON *child = node->child; child; child = child->next)
         if (count_until(child, item, index)) return true;
-    }
     return false;
 }
 

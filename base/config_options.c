@@ -256,23 +256,20 @@ _Static_assert(sizeof config_retired / sizeof *config_retired <= RETIRED_MAX, "R
 _Static_assert(sizeof(Preset) == sizeof(int), "choices are written through int");
 
 const Option *option_find(const char *path) {
-    for (int i = 0; i < config_option_count; i++) {
+    for (int i = 0; i < config_option_count; i++)
         if (strcmp(config_options[i].path, path) == 0) return &config_options[i];
-    }
     return NULL;
 }
 
 const Section *section_find(const char *path) {
-    for (int i = 0; i < config_section_count; i++) {
+    for (int i = 0; i < config_section_count; i++)
         if (strcmp(config_sections[i].path, path) == 0) return &config_sections[i];
-    }
     return NULL;
 }
 
 const RetiredKey *option_find_retired(const char *path) {
-    for (int i = 0; i < config_retired_count; i++) {
+    for (int i = 0; i < config_retired_count; i++)
         if (strcmp(config_retired[i].path, path) == 0) return &config_retired[i];
-    }
     return NULL;
 }
 

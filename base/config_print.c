@@ -90,9 +90,8 @@ void config_print_markdown(FILE *out) {
     }
     fprintf(out, "### Retired keys\n\nRead and ignored, so that runs of older versions resume.\n\n");
     fprintf(out, "| key | why |\n|---|---|\n");
-    for (int i = 0; i < config_retired_count; i++) {
+    for (int i = 0; i < config_retired_count; i++)
         fprintf(out, "| `%s` | %s |\n", config_retired[i].path, config_retired[i].reason);
-    }
     fputc('\n', out);
 }
 
@@ -122,9 +121,8 @@ static cJSON *section_object(cJSON *root, const Section *section) {
 
 static cJSON *choices_array(const Option *option) {
     cJSON *array = cJSON_CreateArray();
-    for (const char *const *choice = option->choices; *choice; choice++) {
+    for (const char *const *choice = option->choices; *choice; choice++)
         cJSON_AddItemToArray(array, cJSON_CreateString(*choice));
-    }
     return array;
 }
 
@@ -218,9 +216,8 @@ static cJSON *option_schema(const Option *option) {
     cJSON *schema = cJSON_CreateObject();
     int length = snprintf(text, sizeof text, "%s", option->help);
     if (option->unit) length += snprintf(text + length, sizeof text - (size_t)length, " Unit: %s.", option->unit);
-    if (!option->initial) {
+    if (!option->initial)
         snprintf(text + length, sizeof text - (size_t)length, " Default: %s.", describe_default(option, initial));
-    }
     cJSON_AddStringToObject(schema, "description", text);
     add_type(schema, option);
     if (option->initial && is_written_quoted(option)) cJSON_AddStringToObject(schema, "default", option->initial);
@@ -282,9 +279,8 @@ static cJSON *list_to_json(const char (*names)[NAME_SIZE], int count) {
 
 static cJSON *overrides_to_json(const RouteOverride *entries, int count, const Option *option) {
     cJSON *object = cJSON_CreateObject();
-    for (int i = 0; i < count; i++) {
+    for (int i = 0; i < count; i++)
         cJSON_AddStringToObject(object, entries[i].pattern, option->choices[entries[i].optimizer]);
-    }
     return object;
 }
 

@@ -38,9 +38,8 @@ void config_resolve(ConfigDraft *d) {
     ModelConfig *m = &c->model;
     if (!is_set(d, "model.kv_heads")) m->kv_heads = m->heads;
     if (m->attention == ATTENTION_MLA) resolve_mla(d, m);
-    if (!is_set(d, "model.mlp_width")) {
+    if (!is_set(d, "model.mlp_width"))
         m->mlp_width = m->preset == PRESET_GPT2 ? 4 * m->width : (8 * m->width + 3 * 64 - 1) / (3 * 64) * 64;
-    }
     if (c->train.micro_batch == 0) c->train.micro_batch = c->train.batch;
     int64_t *warmup = &c->optimizer.schedule.warmup;
     if (!is_set(d, "optimizer.schedule.warmup")) *warmup = smaller(*warmup, c->train.steps);
@@ -84,29 +83,24 @@ static Status check_name(const ConfigDraft *d) {
 static Status check_mla(const ConfigDraft *d) {
     const ModelConfig *m = &d->config.model;
     static const char attention[] = "model.attention";
-    if (m->position != POSITION_ROPE) {
+    if (m->position != POSITION_ROPE)
         return refuse_pair(d, attention, "model.position",
                            "model.attention \"mla\" takes its positions from rope; set model.position to \"rope\"");
-    }
-    if (m->kv_heads != m->heads) {
+    if (m->kv_heads != m->heads)
         return refuse_pair(d, attention, "model.kv_heads",
                            "model.attention \"mla\" gives every head its own keys and values; leave out "
                            "model.kv_heads (%lld, with model.heads %lld)",
                            (long long)m->kv_heads, (long long)m->heads);
-    }
-    if (m->qk_norm) {
+    if (m->qk_norm)
         return refuse_pair(
             d, attention, "model.qk_norm",
             "model.attention \"mla\" normalises its latent vectors and has no model.qk_norm; turn it off");
-    }
-    if (m->bias) {
+    if (m->bias)
         return refuse_pair(d, attention, "model.bias",
                            "model.attention \"mla\" has no biases; set model.bias to false");
-    }
-    if (m->head_rope % 2) {
+    if (m->head_rope % 2)
         return refuse_pair(d, attention, "model.head_rope",
                            "rope turns pairs of channels, and model.head_rope (%lld) is odd", (long long)m->head_rope);
-    }
     return status_ok();
 }
 
@@ -141,40 +135,34 @@ static Status check_model(const ConfigDraft *d) {
     bool mla = m->attention == ATTENTION_MLA;
     Status status = mla ? check_mla(d) : check_mla_is_off(d);
     if (status.code) return status;
-    if (!mla && width % heads) {
+    if (!mla && width % heads)
         return refuse_pair(d, "model.width", "model.heads", "model.width (%lld) is not divisible by model.heads (%lld)",
                            width, heads);
-    }
-    if (heads % kv_heads) {
+    if (heads % kv_heads)
         return refuse_pair(d, "model.heads", "model.kv_heads",
                            "model.heads (%lld) is not divisible by model.kv_heads (%lld)", heads, kv_heads);
-    }
-    if (!mla && m->position == POSITION_ROPE && width / heads % 2) {
+    if (!mla && m->position == POSITION_ROPE && width / heads % 2)
         return refuse_pair(d, "model.width", "model.heads",
                            "rope turns pairs of channels, and a head of model.width / model.heads = %lld channels is "
                            "odd; change them, or set model.position to \"learned\"",
                            width / heads);
-    }
-    if (m->qk_norm && d->config.qk_clip.enabled) {
+    if (m->qk_norm && d->config.qk_clip.enabled)
         return refuse_pair(d, "model.qk_norm", "qk_clip.enabled",
                            "qk_clip.enabled cannot work with model.qk_norm: the norm undoes the scaling; turn one off");
-    }
-    if (m->qk_norm && d->config.probe.bound_every > 0) {
+    if (m->qk_norm && d->config.probe.bound_every > 0)
         return refuse_pair(
             d, "model.qk_norm", "probe.bound_every",
             "probe.bound_every cannot work with model.qk_norm: the norms of W_q and W_k then bound no logit; "
             "set it to 0");
-    }
     return status_ok();
 }
 
 static Status check_training(const ConfigDraft *d) {
     const TrainConfig *t = &d->config.train;
-    if (t->batch % t->micro_batch) {
+    if (t->batch % t->micro_batch)
         return refuse_pair(d, "train.batch", "train.micro_batch",
                            "train.batch (%lld) is not divisible by train.micro_batch (%lld)", (long long)t->batch,
                            (long long)t->micro_batch);
-    }
     return status_ok();
 }
 
@@ -191,19 +179,17 @@ static Status check_optimizer(const ConfigDraft *d) {
     Status status;
     if (FAILED(status, check_warmup(d, "optimizer.schedule.warmup", o->schedule.warmup))) return status;
     if (FAILED(status, check_warmup(d, "optimizer.decay_schedule.warmup", o->decay_schedule.warmup))) return status;
-    if (warmup + cooldown > d->config.train.steps) {
+    if (warmup + cooldown > d->config.train.steps)
         return refuse_pair(
             d, "optimizer.muon.momentum_warmup", "optimizer.muon.momentum_cooldown",
             "optimizer.muon.momentum_warmup (%lld) and momentum_cooldown (%lld) together are longer than "
             "train.steps (%lld)",
             (long long)warmup, (long long)cooldown, (long long)d->config.train.steps);
-    }
-    if (o->mup_base_width > 0 && o->muon.per_head_count > 0) {
+    if (o->mup_base_width > 0 && o->muon.per_head_count > 0)
         return refuse_pair(
             d, "optimizer.mup_base_width", "optimizer.muon.per_head",
             "optimizer.mup_base_width cannot be combined with optimizer.muon.per_head: its rules are for "
             "matrices that grow on both sides, and heads do not; turn one off");
-    }
     return status;
 }
 

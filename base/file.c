@@ -91,9 +91,8 @@ done:
 Status file_write(const char *path, const void *data, int64_t size) {
     char temporary[PATH_SIZE + sizeof ".tmp"];
     int length = snprintf(temporary, sizeof temporary, "%s.tmp", path);
-    if (length < 0 || (size_t)length >= sizeof temporary) {
+    if (length < 0 || (size_t)length >= sizeof temporary)
         return status_error(STATUS_BAD_INPUT, "%s: the path is longer than %d bytes", path, PATH_SIZE - 1);
-    }
     int fd = open(temporary, O_WRONLY | O_CREAT | O_TRUNC | O_CLOEXEC, 0666);
     if (fd < 0) return file_error(temporary, "create");
     Status status = status_ok();
@@ -122,9 +121,8 @@ Status folder_create(const char *path) {
     char prefix[PATH_SIZE];
     size_t length = strlen(path);
     if (length == 0) return status_error(STATUS_BAD_INPUT, "cannot create a folder without a name");
-    if (length >= sizeof prefix) {
+    if (length >= sizeof prefix)
         return status_error(STATUS_BAD_INPUT, "%s: the path is longer than %d bytes", path, PATH_SIZE - 1);
-    }
     for (size_t i = 1; i <= length; i++) {
         if (path[i] != '/' && path[i] != '\0') continue;
         memcpy(prefix, path, i);
@@ -212,9 +210,8 @@ Status path_join(char *buffer, const char *dir, const char *name) {
     size_t length = strlen(dir);
     const char *separator = length > 0 && dir[length - 1] == '/' ? "" : "/";
     int needed = snprintf(buffer, PATH_SIZE, "%s%s%s", dir, separator, name);
-    if (needed < 0 || needed >= PATH_SIZE) {
+    if (needed < 0 || needed >= PATH_SIZE)
         return status_error(STATUS_BAD_INPUT, "%s%s%s: the path is longer than %d bytes", dir, separator, name,
                             PATH_SIZE - 1);
-    }
     return status_ok();
 }

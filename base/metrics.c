@@ -66,10 +66,9 @@ static Status drop_lines_after(const char *path, int64_t resume_step) {
 Status metrics_open(MetricsWriter *w, const char *run_dir, int64_t resume_step) {
     MetricsWriter fresh = {0};
     int length = snprintf(fresh.path, sizeof fresh.path, "%s/metrics.jsonl", run_dir);
-    if (length < 0 || (size_t)length >= sizeof fresh.path) {
+    if (length < 0 || (size_t)length >= sizeof fresh.path)
         return status_error(STATUS_BAD_INPUT, "%s/metrics.jsonl: the path is longer than %zu bytes", run_dir,
                             sizeof fresh.path - 1);
-    }
     if (resume_step > 0) {
         Status status = drop_lines_after(fresh.path, resume_step);
         if (status.code) return status;
