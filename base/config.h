@@ -216,8 +216,7 @@ typedef struct {
     CheckpointConfig checkpoint;
     DebugConfig debug;
     DryRunConfig dry_run;
-    char
-        note[2 * PATH_SIZE]; /* what to tell the user about keys that were ignored, in whole lines; no key of its own */
+    char note[2 * PATH_SIZE]; /* lines that tell the user which keys were ignored; no key of its own */
 } Config;
 
 /* path NULL: defaults only. overrides: "a.b=value" strings (value as JSON, or a bare string). */

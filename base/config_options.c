@@ -8,6 +8,7 @@
 #include <stdio.h>
 #include <string.h>
 
+#include "base/integer.h"
 #include "base/roles.h"
 
 #define PLACE(member)        .path = #member, .offset = offsetof(Config, member), .size = sizeof(((Config *)0)->member)
@@ -18,6 +19,7 @@
 #define CHOICE(member)       .type = OPTION_CHOICE, PLACE(member)
 #define LIST(member)         .type = OPTION_LIST, PLACE(member), .count_offset = offsetof(Config, member##_count)
 #define COEFFICIENTS(member) .type = OPTION_COEFFICIENTS, PLACE(member)
+#define COMPUTED(words)      .presets = {words, words}, .computed = true
 #define COUNT(member)        .count_offset = offsetof(Config, member)
 
 typedef const char *const Choices[];
@@ -80,7 +82,7 @@ const Option config_options[] = {
     {CHOICE(model.preset), .initial = "llama", .choices = presets, .help = "Family whose parts are the defaults."},
     {WHOLE(model.layers), .initial = "6", .minimum = 1, .maximum = 1024, .help = "Transformer blocks."},
     {WHOLE(model.heads), .initial = "6", .minimum = 1, .maximum = 1024, .help = "Query heads; they divide width."},
-    {WHOLE(model.kv_heads), .presets = {"heads", "heads"}, .computed = true, .minimum = 1, .maximum = 1024,
+    {WHOLE(model.kv_heads), COMPUTED("heads"), .minimum = 1, .maximum = 1024,
      .help = "Key and value heads; they divide heads. Fewer than heads: grouped-query attention."},
     {WHOLE(model.width), .initial = "384", .minimum = 1, .maximum = 65536, .help = "Channels of the residual stream."},
     {WHOLE(model.context), .initial = "256", .minimum = 1, .maximum = 1 << 20, .unit = "tokens",
@@ -89,18 +91,15 @@ const Option config_options[] = {
      .help = "Number of distinct tokens."},
     {CHOICE(model.attention), .initial = "mha", .choices = attentions,
      .help = "mha: multi-head, grouped-query if kv_heads < heads; mla: multi-head latent (DeepSeek-V2)."},
-    {WHOLE(model.q_rank), .presets = {"mla: width / 2", "mla: width / 2"}, .computed = true, .maximum = 65536,
+    {WHOLE(model.q_rank), COMPUTED("mla: width / 2"), .maximum = 65536,
      .help = "mla: rank of the queries' latent vector; 0: queries come from the residual stream."},
-    {WHOLE(model.kv_rank),
-     .presets = {"mla: 4 * head_nope, width / 2 at most", "mla: 4 * head_nope, width / 2 at most"}, .computed = true,
-     .maximum = 65536, .help = "mla: rank of the latent vector that keys and values come from; 0: the default."},
-    {WHOLE(model.head_nope), .presets = {"mla: width / heads", "mla: width / heads"}, .computed = true, .maximum = 4096,
+    {WHOLE(model.kv_rank), COMPUTED("mla: 4 * head_nope, width / 2 at most"), .maximum = 65536,
+     .help = "mla: rank of the latent vector that keys and values come from; 0: the default."},
+    {WHOLE(model.head_nope), COMPUTED("mla: width / heads"), .maximum = 4096,
      .help = "mla: channels of a head's queries and keys without position; 0: the default."},
-    {WHOLE(model.head_rope),
-     .presets = {"mla: head_nope / 2, rounded up to even", "mla: head_nope / 2, rounded up to even"}, .computed = true,
-     .maximum = 4096,
+    {WHOLE(model.head_rope), COMPUTED("mla: head_nope / 2, rounded up to even"), .maximum = 4096,
      .help = "mla: further channels, rotated by rope; their key is shared by all heads; 0: the default."},
-    {WHOLE(model.head_value), .presets = {"mla: head_nope", "mla: head_nope"}, .computed = true, .maximum = 4096,
+    {WHOLE(model.head_value), COMPUTED("mla: head_nope"), .maximum = 4096,
      .help = "mla: channels of a head's values; 0: the default."},
     {CHOICE(model.norm), .presets = {"layernorm", "rmsnorm"}, .choices = norms, .help = "Normalisation."},
     {CHOICE(model.position), .presets = {"learned", "rope"}, .choices = positions, .help = "Position encoding."},
@@ -304,10 +303,9 @@ static int edit_distance(const char *a, const char *b) {
         int diagonal = row[0];
         row[0] = i + 1;
         for (int j = 0; j < columns; j++) {
-            int replaced = diagonal + (a[i] != b[j]);
+            int64_t replaced = diagonal + (a[i] != b[j]);
             diagonal = row[j + 1];
-            int shifted = 1 + (row[j] < row[j + 1] ? row[j] : row[j + 1]);
-            row[j + 1] = replaced < shifted ? replaced : shifted;
+            row[j + 1] = (int)smaller(replaced, 1 + smaller(row[j], row[j + 1]));
         }
     }
     return row[columns];
@@ -315,8 +313,16 @@ static int edit_distance(const char *a, const char *b) {
 
 /* Words up to this far are taken for what was meant: two edits for "wdith", none for a single letter. */
 static int slip_limit(const char *typed) {
-    int length = (int)strlen(typed);
-    return length < 2 ? 0 : (length + 2) / 3 < length - 1 ? (length + 2) / 3 : length - 1;
+    int64_t length = (int64_t)strlen(typed);
+    return length < 2 ? 0 : (int)smaller((length + 2) / 3, length - 1);
+}
+
+/* Whether it is less than *distance from what was typed, which then becomes the distance. */
+static bool is_nearer(const char *typed, const char *word, int *distance) {
+    int found = edit_distance(typed, word);
+    bool nearer = found < *distance;
+    if (nearer) *distance = found;
+    return nearer;
 }
 
 static bool same_section(const char *a, const char *b) {
@@ -332,14 +338,11 @@ const char *option_nearest_path(const char *typed) {
     const char *key = option_key(typed);
     for (int anywhere = 0; anywhere <= 1; anywhere++) {
         const char *best = NULL;
-        int best_distance = slip_limit(key) + 1;
+        int distance = slip_limit(key) + 1;
         for (int i = 0; i < config_option_count + config_section_count; i++) {
             const char *path = known_path(i);
             if (!*path || (!anywhere && !same_section(path, typed))) continue;
-            int distance = edit_distance(key, option_key(path));
-            if (distance >= best_distance) continue;
-            best = path;
-            best_distance = distance;
+            if (is_nearer(key, option_key(path), &distance)) best = path;
         }
         if (best) return anywhere ? best : option_key(best);
     }
@@ -348,13 +351,9 @@ const char *option_nearest_path(const char *typed) {
 
 const char *option_nearest_choice(const Option *option, const char *typed) {
     const char *best = NULL;
-    int best_distance = slip_limit(typed) + 1;
+    int distance = slip_limit(typed) + 1;
     if (strlen(typed) >= NAME_SIZE) return NULL;
-    for (const char *const *choice = option->choices; *choice; choice++) {
-        int distance = edit_distance(typed, *choice);
-        if (distance >= best_distance) continue;
-        best = *choice;
-        best_distance = distance;
-    }
+    for (const char *const *choice = option->choices; *choice; choice++)
+        if (is_nearer(typed, *choice, &distance)) best = *choice;
     return best;
 }

@@ -100,6 +100,15 @@ done:
     return status;
 }
 
+Status tokenizer_read_beside(Tokenizer *tokenizer, const char *path) {
+    char folder[PATH_SIZE], beside[PATH_SIZE];
+    const char *slash = strrchr(path, '/');
+    *tokenizer = (Tokenizer){0};
+    snprintf(folder, sizeof folder, "%.*s", slash ? (int)(slash - path + 1) : 2, slash ? path : "./");
+    Status status = path_join(beside, folder, "tokenizer.bin");
+    return status.code || !file_exists(beside) ? status : tokenizer_read(tokenizer, beside);
+}
+
 Status tokenizer_write(const Tokenizer *tokenizer, const char *path) {
     TokenizerHeader header = {MAGIC, VERSION, (uint32_t)tokenizer->count, (uint32_t)tokenizer->end_of_text, {0}};
     int64_t size = (int64_t)sizeof header + tokenizer->count + tokenizer->start[tokenizer->count];

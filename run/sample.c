@@ -46,19 +46,12 @@ int64_t sample_token(float *logits, int64_t vocab, SampleOptions options, float 
 }
 
 /* Text without control characters, which a young model is fond of and which would steer the terminal. */
-static void print_text(const uint8_t *bytes, int64_t length, FILE *out) {
+static void print_token(const Tokenizer *tokenizer, int64_t token, FILE *out) {
+    int64_t length;
+    const uint8_t *bytes = tokenizer_decode(tokenizer, token, &length);
     for (int64_t i = 0; i < length; i++)
         if ((bytes[i] >= ' ' && bytes[i] != 0x7f) || bytes[i] == '\n' || bytes[i] == '\t') fputc(bytes[i], out);
-}
-
-static void print_token(const Tokenizer *tokenizer, int64_t token, FILE *out) {
-    if (tokenizer) {
-        int64_t length;
-        const uint8_t *bytes = tokenizer_decode(tokenizer, token, &length);
-        print_text(bytes, length, out);
-    } else {
-        fprintf(out, "%lld ", (long long)token);
-    }
+    if (tokenizer->count == 0) fprintf(out, "%lld ", (long long)token);
     fflush(out);
 }
 
