@@ -10,25 +10,27 @@
 typedef struct {
     const char *word; /* as typed; "" for training */
     Command command;
-    int least, most; /* plain arguments beside key=value */
+    bool takes_keys;
+    int least, most; /* plain arguments; where keys are taken, at most one */
     const char *usage, *meaning;
 } CommandRow;
 
 static const CommandRow command_rows[] = {
-    {"", COMMAND_TRAIN, 0, 1, "[CONFIG.json] [key=value ...]",
+    {"", COMMAND_TRAIN, true, 0, 1, "[CONFIG.json] [key=value ...]",
      "train; without CONFIG configs/default.json, which needs no data"},
-    {"--resume", COMMAND_TRAIN, 1, 1, "--resume RUN_DIR [key=value ...]", "continue from the newest intact checkpoint"},
-    {"--dry-run", COMMAND_DRY_RUN, 0, 1, "--dry-run [CONFIG.json] [key=value ...]",
+    {"--resume", COMMAND_RESUME, true, 1, 1, "--resume RUN_DIR [key=value ...]",
+     "continue from the newest intact checkpoint"},
+    {"--dry-run", COMMAND_DRY_RUN, true, 0, 1, "--dry-run [CONFIG.json] [key=value ...]",
      "print resolved config, routing, memory and FLOPs; with device=cuda also the predicted step"},
-    {"sample", COMMAND_SAMPLE, 1, 1, "sample RUN_DIR [--prompt TEXT] ...", "generate text"},
-    {"eval", COMMAND_EVAL, 1, 1, "eval RUN_DIR [key=value ...]", "loss over the whole validation set"},
-    {"prepare", COMMAND_PREPARE, 2, 1 << 20, "prepare OUT_DIR FILE...", "text to byte-level token shards"},
-    {"inspect", COMMAND_INSPECT, 1, 1, "inspect FILE|RUN_DIR", "what a token file, checkpoint or run holds"},
-    {"fit-coefficients", COMMAND_FIT_COEFFICIENTS, 0, 0, "fit-coefficients [--shapes 512x512,...] ...",
+    {"sample", COMMAND_SAMPLE, true, 1, 1, "sample RUN_DIR [--prompt TEXT] ...", "generate text"},
+    {"eval", COMMAND_EVAL, true, 1, 1, "eval RUN_DIR [key=value ...]", "loss over the whole validation set"},
+    {"prepare", COMMAND_PREPARE, false, 2, 1 << 20, "prepare OUT_DIR FILE...", "text to byte-level token shards"},
+    {"inspect", COMMAND_INSPECT, false, 1, 1, "inspect FILE|RUN_DIR", "what a token file, checkpoint or run holds"},
+    {"fit-coefficients", COMMAND_FIT_COEFFICIENTS, false, 0, 0, "fit-coefficients [--shapes 512x512,...] ...",
      "fit Newton-Schulz coefficients to random spectra"},
-    {"--help", COMMAND_HELP, 0, 0, "--help", "this text and every configuration key"},
-    {"--version", COMMAND_VERSION, 0, 0, "--version", "version and what was built in"},
-    {"--schema", COMMAND_SCHEMA, 0, 0, "--schema", "JSON Schema of the configuration, for editors"},
+    {"--help", COMMAND_HELP, true, 0, 0, "--help", "this text and every configuration key"},
+    {"--version", COMMAND_VERSION, true, 0, 0, "--version", "version and what was built in"},
+    {"--schema", COMMAND_SCHEMA, true, 0, 0, "--schema", "JSON Schema of the configuration, for editors"},
 };
 enum { COMMAND_ROWS = sizeof command_rows / sizeof command_rows[0] };
 
@@ -105,9 +107,8 @@ static Status set_flag(CommandLine *line, const FlagRow *flag, const char *text)
     return status_ok();
 }
 
-/* key=value: a dotted lower-case key before the first '='. Commands that take files do not take keys. */
-static bool is_override(Command command, const char *word) {
-    if (command == COMMAND_PREPARE || command == COMMAND_INSPECT || command == COMMAND_FIT_COEFFICIENTS) return false;
+/* key=value: a dotted lower-case key before the first '='. */
+static bool is_override(const char *word) {
     size_t key = strspn(word, "abcdefghijklmnopqrstuvwxyz0123456789_.*");
     return key > 0 && word[key] == '=';
 }
@@ -119,20 +120,6 @@ static Status unknown_argument(const char *word) {
     return status_error(STATUS_BAD_INPUT, "command line: unknown option %s; ./train_gpt --help lists all", word);
 }
 
-static Status place_arguments(CommandLine *line, const CommandRow *row) {
-    if (line->file_count < row->least || line->file_count > row->most)
-        return status_error(STATUS_BAD_INPUT, "command line: usage: ./train_gpt %s; found %d argument%s", row->usage,
-                            line->file_count, line->file_count == 1 ? "" : "s");
-    const char *first = line->file_count > 0 ? line->files[0] : NULL;
-    if (strcmp(row->word, "--resume") == 0)
-        line->resume_dir = first;
-    else if (line->command == COMMAND_TRAIN || line->command == COMMAND_DRY_RUN)
-        line->config_path = first;
-    else if (line->command == COMMAND_SAMPLE || line->command == COMMAND_EVAL)
-        line->run_dir = first;
-    return status_ok();
-}
-
 Status command_line_parse(CommandLine *line, int argc, char **argv) {
     const CommandRow *row = argc > 1 ? find_command(argv[1]) : NULL;
     const PrepareOptions prepare = prepare_defaults();
@@ -140,6 +127,7 @@ Status command_line_parse(CommandLine *line, int argc, char **argv) {
     if (!row) row = &command_rows[0];
     *line = (CommandLine){.command = row->command,
                           .overrides = argv,
+                          .files = argv,
                           .prompt = "\n",
                           .length = 256,
                           .temperature = 0.8,
@@ -150,45 +138,41 @@ Status command_line_parse(CommandLine *line, int argc, char **argv) {
                           .fit_iterations = 5,
                           .fit_samples = 2,
                           .fit_steps = 2000};
-
-    /* Overrides gather at the front of argv, plain arguments behind them: both lists point into argv. */
-    char **files = calloc((size_t)argc, sizeof *files);
-    if (!files) return status_error(STATUS_OUT_OF_MEMORY, "no memory for %d arguments", argc);
     for (; next < argc; next++) {
         char *word = argv[next];
         const FlagRow *flag = find_flag(line->command, word);
         if (flag) {
-            Status status = set_flag(line, flag, next + 1 < argc ? argv[next + 1] : NULL);
-            if (status.code) return free(files), status;
-            next++;
+            Status status = set_flag(line, flag, ++next < argc ? argv[next] : NULL);
+            if (status.code) return status;
         } else if (word[0] == '-') {
-            return free(files), unknown_argument(word);
-        } else if (is_override(line->command, word)) {
+            return unknown_argument(word);
+        } else if (row->takes_keys && is_override(word)) {
             line->overrides[line->override_count++] = word;
         } else {
-            files[line->file_count++] = word;
+            if (line->file_count++ == 0) line->path = word;
+            if (!row->takes_keys) line->files[line->file_count - 1] = word;
         }
     }
-    line->files = argv + line->override_count;
-    memcpy(line->files, files, (size_t)line->file_count * sizeof *files);
-    free(files);
-    return place_arguments(line, row);
+    if (line->file_count >= row->least && line->file_count <= row->most) return status_ok();
+    return status_error(STATUS_BAD_INPUT, "command line: usage: ./train_gpt %s; found %d argument%s", row->usage,
+                        line->file_count, line->file_count == 1 ? "" : "s");
 }
 
-Status command_line_load(const CommandLine *line, const char *path, Config *config) {
+static Status load_config(const CommandLine *line, const char *path, Config *config) {
     Status status = config_load(config, path, line->override_count, line->overrides);
     if (!status.code) fputs(config->note, stderr);
     return status;
 }
 
 Status command_line_config(const CommandLine *line, Config *config) {
+    static const char standard[] = "configs/default.json";
+    return load_config(line, line->path || !file_exists(standard) ? line->path : standard, config);
+}
+
+Status command_line_run_config(const CommandLine *line, Config *config) {
     char path[PATH_SIZE];
-    if (line->resume_dir) {
-        Status status = path_join(path, line->resume_dir, "config.json");
-        return status.code ? status : command_line_load(line, path, config);
-    }
-    const char *standard = file_exists("configs/default.json") ? "configs/default.json" : NULL;
-    return command_line_load(line, line->config_path ? line->config_path : standard, config);
+    Status status = path_join(path, line->path, "config.json");
+    return status.code ? status : load_config(line, path, config);
 }
 
 /* ---- help ------------------------------------------------------------------------------------------------------- */

@@ -39,20 +39,14 @@ done:
 
 /* ---- trained models --------------------------------------------------------------------------------------------- */
 
-Status command_line_run_config(const CommandLine *line, Config *config) {
-    char path[PATH_SIZE];
-    Status status = path_join(path, line->run_dir, "model.safetensors");
-    if (!status.code && file_exists(path))
-        return status_error(STATUS_BAD_INPUT, "%s is a checkpoint; give the run's folder, two levels up",
-                            line->run_dir);
-    status = path_join(path, line->run_dir, "config.json");
-    return status.code ? status : command_line_load(line, path, config);
-}
-
 /* What eval and sample start with: the run's configuration, and the tokenizer beside its training shards. */
 static Status load_run(const CommandLine *line, Config *config, Tokenizer *tokenizer) {
-    Status status = command_line_run_config(line, config);
-    return status.code ? status : tokenizer_read_beside(tokenizer, config->data.train);
+    char model[PATH_SIZE];
+    Status status = path_join(model, line->path, "model.safetensors");
+    if (!status.code && file_exists(model))
+        return status_error(STATUS_BAD_INPUT, "%s is a checkpoint; give the run's folder, two levels up", line->path);
+    if (status.code || FAILED(status, command_line_run_config(line, config))) return status;
+    return tokenizer_read_beside(tokenizer, config->data.train);
 }
 
 /* Memory for what was planned, and the weights of the run's newest intact checkpoint. */
@@ -76,10 +70,10 @@ Status command_eval(const CommandLine *line) {
 
     if (FAILED(status, load_run(line, &config, &tokenizer))) return status;
     if (FAILED(status, trainer_plan_evaluation(&t, &config))) goto done;
-    if (FAILED(status, load_weights(&t, line->run_dir, &state))) goto done;
+    if (FAILED(status, load_weights(&t, line->path, &state))) goto done;
     if (FAILED(status, trainer_evaluate(&t, 0, &loss))) goto done;
 
-    printf("%s, step %lld, on %s\n", line->run_dir, (long long)state.step, dataset_description(t.val_data));
+    printf("%s, step %lld, on %s\n", line->path, (long long)state.step, dataset_description(t.val_data));
     const char *unit = tokenizer_is_byte_level(&tokenizer) ? "byte" : "token";
     printf("val_loss %.4f nats a %s, %.4f bits a %s, perplexity %.3f\n", loss, unit, loss / log(2), unit, exp(loss));
     if (!isnan(dataset_entropy_floor(t.val_data)))
@@ -137,7 +131,7 @@ Status command_sample(const CommandLine *line) {
     if (FAILED(status, load_run(line, &config, &tokenizer))) return status;
     if (FAILED(status, encode_prompt(line->prompt, &tokenizer, &config, &prompt, &prompt_length))) goto done;
     if (FAILED(status, trainer_plan_model(&t, &config, 1))) goto done;
-    if (FAILED(status, load_weights(&t, line->run_dir, &state))) goto done;
+    if (FAILED(status, load_weights(&t, line->path, &state))) goto done;
     status = sample_text(
         &t.gpt, &tokenizer, prompt, prompt_length,
         (SampleOptions){
