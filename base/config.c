@@ -44,7 +44,7 @@ static Status refuse(const Reader *r, const cJSON *item, const char *path, const
     vsnprintf(reason, sizeof reason, format, arguments);
     va_end(arguments);
     config_format_place(&r->draft, origin_of(r, item), place);
-    return status_error(STATUS_BAD_INPUT, "%s: %s: %s", place, path, reason);
+    return BAD_INPUT("%s: %s: %s", place, path, reason);
 }
 
 /* What the user wrote, in words. */
@@ -327,7 +327,7 @@ static Status read_text(Reader *r, const char *path, const char *text) {
     bool bare = status.code || (is_text && !cJSON_IsString(document.tree));
     cJSON *string = bare ? cJSON_CreateString(text) : NULL;
     if (bare && !string) {
-        status = status_error(STATUS_OUT_OF_MEMORY, "%s: no memory to read it", where);
+        status = NO_MEMORY("%s: no memory to read it", where);
     } else {
         r->document = bare ? NULL : &document;
         status = read_value(r, path, bare ? string : document.tree);
@@ -367,7 +367,7 @@ static Status read_override(Reader *r, const char *argument) {
     char path[PATH_SIZE];
     const char *equals = strchr(argument, '=');
     if (!equals || equals == argument || equals - argument >= PATH_SIZE)
-        return status_error(STATUS_BAD_INPUT, "command line: expected key=value, found \"%.*s\"", QUOTE_MAX, argument);
+        return BAD_INPUT("command line: expected key=value, found \"%.*s\"", QUOTE_MAX, argument);
     snprintf(path, sizeof path, "%.*s", (int)(equals - argument), argument);
     return read_text(r, path, equals + 1);
 }

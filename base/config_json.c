@@ -29,7 +29,7 @@ static bool scan_value(Scanner *s, int line, int depth);
 /* ---- errors ----------------------------------------------------------------------------------------------------- */
 
 static Status out_of_memory(const char *where) {
-    return status_error(STATUS_OUT_OF_MEMORY, "%s: no memory to read it", where);
+    return NO_MEMORY("%s: no memory to read it", where);
 }
 
 static bool refuse(Scanner *s, const char *format, ...) __attribute__((format(printf, 2, 3)));
@@ -39,8 +39,7 @@ static bool refuse(Scanner *s, const char *format, ...) {
     va_start(arguments, format);
     vsnprintf(reason, sizeof reason, format, arguments);
     va_end(arguments);
-    s->status =
-        status_error(STATUS_BAD_INPUT, "%s:%d:%d: %s", s->where, s->line, (int)(s->at - s->line_start) + 1, reason);
+    s->status = BAD_INPUT("%s:%d:%d: %s", s->where, s->line, (int)(s->at - s->line_start) + 1, reason);
     return false;
 }
 

@@ -69,8 +69,8 @@ static Status refuse_pair(const ConfigDraft *d, const char *path, const char *ot
     va_start(arguments, format);
     vsnprintf(reason, sizeof reason, format, arguments);
     va_end(arguments);
-    config_format_place(d, typed ? FROM_COMMAND_LINE : a > b ? a : b, place);
-    return status_error(STATUS_BAD_INPUT, "%s: %s", place, reason);
+    config_format_place(d, typed ? FROM_COMMAND_LINE : (int)larger(a, b), place);
+    return BAD_INPUT("%s: %s", place, reason);
 }
 
 static Status check_name(const ConfigDraft *d) {
@@ -129,23 +129,25 @@ static Status check_mla_is_off(const ConfigDraft *d) {
     return status_ok();
 }
 
+/* `path` is to be a multiple of `divisor`. */
+static Status check_divides(const ConfigDraft *d, const char *divisor, int64_t small, const char *path, int64_t large) {
+    if (large % small == 0) return status_ok();
+    return refuse_pair(d, path, divisor, "%s (%lld) is not divisible by %s (%lld)", path, (long long)large, divisor,
+                       (long long)small);
+}
+
 static Status check_model(const ConfigDraft *d) {
     const ModelConfig *m = &d->config.model;
-    long long width = m->width, heads = m->heads, kv_heads = m->kv_heads;
-    bool mla = m->attention == ATTENTION_MLA;
-    Status status = mla ? check_mla(d) : check_mla_is_off(d);
-    if (status.code) return status;
-    if (!mla && width % heads)
-        return refuse_pair(d, "model.width", "model.heads", "model.width (%lld) is not divisible by model.heads (%lld)",
-                           width, heads);
-    if (heads % kv_heads)
-        return refuse_pair(d, "model.heads", "model.kv_heads",
-                           "model.heads (%lld) is not divisible by model.kv_heads (%lld)", heads, kv_heads);
-    if (!mla && m->position == POSITION_ROPE && width / heads % 2)
+    const bool mla = m->attention == ATTENTION_MLA;
+    Status status;
+    if (FAILED(status, mla ? check_mla(d) : check_mla_is_off(d))) return status;
+    if (!mla && FAILED(status, check_divides(d, "model.heads", m->heads, "model.width", m->width))) return status;
+    if (FAILED(status, check_divides(d, "model.kv_heads", m->kv_heads, "model.heads", m->heads))) return status;
+    if (!mla && m->position == POSITION_ROPE && m->width / m->heads % 2)
         return refuse_pair(d, "model.width", "model.heads",
                            "rope turns pairs of channels, and a head of model.width / model.heads = %lld channels is "
                            "odd; change them, or set model.position to \"learned\"",
-                           width / heads);
+                           (long long)(m->width / m->heads));
     if (m->qk_norm && d->config.qk_clip.enabled)
         return refuse_pair(d, "model.qk_norm", "qk_clip.enabled",
                            "qk_clip.enabled cannot work with model.qk_norm: the norm undoes the scaling; turn one off");
@@ -154,15 +156,6 @@ static Status check_model(const ConfigDraft *d) {
             d, "model.qk_norm", "probe.bound_every",
             "probe.bound_every cannot work with model.qk_norm: the norms of W_q and W_k then bound no logit; "
             "set it to 0");
-    return status_ok();
-}
-
-static Status check_training(const ConfigDraft *d) {
-    const TrainConfig *t = &d->config.train;
-    if (t->batch % t->micro_batch)
-        return refuse_pair(d, "train.batch", "train.micro_batch",
-                           "train.batch (%lld) is not divisible by train.micro_batch (%lld)", (long long)t->batch,
-                           (long long)t->micro_batch);
     return status_ok();
 }
 
@@ -194,9 +187,10 @@ static Status check_optimizer(const ConfigDraft *d) {
 }
 
 Status config_check(const ConfigDraft *d) {
+    const TrainConfig *t = &d->config.train;
     Status status;
     if (FAILED(status, check_name(d))) return status;
     if (FAILED(status, check_model(d))) return status;
-    if (FAILED(status, check_training(d))) return status;
+    if (FAILED(status, check_divides(d, "train.micro_batch", t->micro_batch, "train.batch", t->batch))) return status;
     return check_optimizer(d);
 }

@@ -18,7 +18,7 @@ Status file_error(const char *path, const char *verb) {
 /* ---- whole files ------------------------------------------------------------------------------------------------ */
 
 static Status path_too_long(const char *path) {
-    return status_error(STATUS_BAD_INPUT, "%s: the path is longer than %d bytes", path, PATH_SIZE - 1);
+    return BAD_INPUT("%s: the path is longer than %d bytes", path, PATH_SIZE - 1);
 }
 
 static Status read_open_file(FILE *file, const char *path, int64_t limit, char **data, int64_t *size) {
@@ -27,10 +27,10 @@ static Status read_open_file(FILE *file, const char *path, int64_t limit, char *
     if (!S_ISREG(info.st_mode)) return status_error(STATUS_IO, "%s: cannot read: not a regular file", path);
     const long long expected = info.st_size;
     if (expected > limit)
-        return status_error(STATUS_BAD_INPUT, "%s: the file has %lld bytes; at most %lld are allowed here", path,
-                            expected, (long long)limit);
+        return BAD_INPUT("%s: the file has %lld bytes; at most %lld are allowed here", path, expected,
+                         (long long)limit);
     char *buffer = malloc((size_t)expected + 1);
-    if (!buffer) return status_error(STATUS_OUT_OF_MEMORY, "%s: no memory for its %lld bytes", path, expected);
+    if (!buffer) return NO_MEMORY("%s: no memory for its %lld bytes", path, expected);
     const size_t count = fread(buffer, 1, (size_t)expected, file);
     if (count == (size_t)expected) {
         buffer[count] = '\0';
@@ -113,7 +113,7 @@ static bool is_folder(const char *path) {
 Status folder_create(const char *path) {
     char prefix[PATH_SIZE];
     size_t length = strlen(path);
-    if (length == 0) return status_error(STATUS_BAD_INPUT, "cannot create a folder without a name");
+    if (length == 0) return BAD_INPUT("cannot create a folder without a name");
     if (length >= sizeof prefix) return path_too_long(path);
     for (size_t i = 1; i <= length; i++) {
         if (path[i] != '/' && path[i] != '\0') continue;
@@ -161,8 +161,8 @@ static int compare_paths(const void *a, const void *b) {
 Status file_glob(const char *pattern, FileList *list) {
     glob_t found;
     int code = glob(pattern, GLOB_NOSORT, NULL, &found);
-    if (code == GLOB_NOMATCH) return status_error(STATUS_BAD_INPUT, "%s: no file matches", pattern);
-    if (code == GLOB_NOSPACE) return status_error(STATUS_OUT_OF_MEMORY, "%s: no memory for the list", pattern);
+    if (code == GLOB_NOMATCH) return BAD_INPUT("%s: no file matches", pattern);
+    if (code == GLOB_NOSPACE) return NO_MEMORY("%s: no memory for the list", pattern);
     if (code != 0) return file_error(pattern, "search");
     /* by bytes, not by locale: the order of shards is part of the order of training data */
     qsort(found.gl_pathv, found.gl_pathc, sizeof *found.gl_pathv, compare_paths);
@@ -189,7 +189,6 @@ Status path_join(char *buffer, const char *dir, const char *name) {
     const char *separator = length > 0 && dir[length - 1] == '/' ? "" : "/";
     int needed = snprintf(buffer, PATH_SIZE, "%s%s%s", dir, separator, name);
     if (needed < 0 || needed >= PATH_SIZE)
-        return status_error(STATUS_BAD_INPUT, "%s%s%s: the path is longer than %d bytes", dir, separator, name,
-                            PATH_SIZE - 1);
+        return BAD_INPUT("%s%s%s: the path is longer than %d bytes", dir, separator, name, PATH_SIZE - 1);
     return status_ok();
 }

@@ -67,7 +67,7 @@ void metrics_close(MetricsWriter *w) {
 static Status write_line(MetricsWriter *w, cJSON *line) {
     char *text = cJSON_PrintUnformatted(line);
     cJSON_Delete(line);
-    if (!text) return status_error(STATUS_OUT_OF_MEMORY, "%s: no memory for a line", w->path);
+    if (!text) return NO_MEMORY("%s: no memory for a line", w->path);
     Status status = status_ok();
     if (fprintf(w->file, "%s\n", text) < 0 || fflush(w->file) != 0) status = file_error(w->path, "write");
     cJSON_free(text);

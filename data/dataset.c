@@ -78,8 +78,7 @@ static Status open_synthetic(Dataset *dataset, const DataConfig *config, bool va
 
 static Status open_shards(Dataset *dataset, const FileList *files) {
     dataset->sources = calloc((size_t)files->count, sizeof *dataset->sources);
-    if (!dataset->sources)
-        return status_error(STATUS_OUT_OF_MEMORY, "no memory for a list of %lld token files", (long long)files->count);
+    if (!dataset->sources) return NO_MEMORY("no memory for a list of %lld token files", (long long)files->count);
     for (int64_t i = 0; i < files->count; i++) {
         Status status = shard_open(&dataset->sources[i].shard, files->paths[i]);
         if (status.code) return status;
@@ -130,11 +129,9 @@ static Status open_files(Dataset *dataset, const char *pattern, bool validation)
     if (FAILED(status, check_tokens(dataset))) goto done;
     lay_out_windows(dataset);
     if (dataset_windows(dataset) == 0) {
-        status =
-            status_error(STATUS_BAD_INPUT,
-                         "%s: %lld tokens in %lld file%s, but none holds the %lld of one window: model.context + 1",
-                         pattern, (long long)dataset->tokens, (long long)files.count, files.count == 1 ? "" : "s",
-                         (long long)(dataset->context + 1));
+        status = BAD_INPUT("%s: %lld tokens in %lld file%s, but none holds the %lld of one window: model.context + 1",
+                           pattern, (long long)dataset->tokens, (long long)files.count, files.count == 1 ? "" : "s",
+                           (long long)(dataset->context + 1));
         goto done;
     }
     for (int64_t i = 0; i < dataset->source_count; i++)
@@ -150,7 +147,7 @@ Status dataset_open(Dataset **dataset, const char *source, int64_t vocab, int64_
                     const DataConfig *config, bool validation) {
     CHECK(vocab >= 1 && context >= 1, "vocab %lld, context %lld", (long long)vocab, (long long)context);
     Dataset *opened = calloc(1, sizeof *opened);
-    if (!opened) return status_error(STATUS_OUT_OF_MEMORY, "no memory for a data set");
+    if (!opened) return NO_MEMORY("no memory for a data set");
     opened->vocab = vocab;
     opened->context = context;
     opened->seed = (uint64_t)seed;

@@ -61,7 +61,7 @@ static int find_frequent(const int64_t *counts, int64_t limit, int64_t *frequent
 
 static Status print_frequencies(const Shard *shard, const Tokenizer *tokenizer, int64_t limit, FILE *out) {
     int64_t *counts = calloc((size_t)limit, sizeof *counts);
-    if (!counts) return status_error(STATUS_OUT_OF_MEMORY, "no memory to count %lld tokens", (long long)limit);
+    if (!counts) return NO_MEMORY("no memory to count %lld tokens", (long long)limit);
     int64_t distinct = 0;
     for (int64_t i = 0; i < shard->count; i++) distinct += counts[shard_token(shard, i)]++ == 0;
     double entropy = unigram_entropy(counts, limit, shard->count);

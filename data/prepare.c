@@ -41,13 +41,13 @@ PrepareOptions prepare_defaults(void) {
 }
 
 static Status check_options(int file_count, PrepareOptions options) {
-    if (file_count < 1) return status_error(STATUS_BAD_INPUT, "prepare: no text file given");
+    if (file_count < 1) return BAD_INPUT("prepare: no text file given");
     if (!(options.validation_fraction > 0.0 && options.validation_fraction < 0.5))
-        return status_error(STATUS_BAD_INPUT, "prepare: expected a validation fraction above 0 and below 0.5, found %g",
-                            options.validation_fraction);
+        return BAD_INPUT("prepare: expected a validation fraction above 0 and below 0.5, found %g",
+                         options.validation_fraction);
     if (options.shard_tokens < 1 || options.shard_tokens > INT32_MAX)
-        return status_error(STATUS_BAD_INPUT, "prepare: expected a shard size of 1 to %d tokens, found %lld", INT32_MAX,
-                            (long long)options.shard_tokens);
+        return BAD_INPUT("prepare: expected a shard size of 1 to %d tokens, found %lld", INT32_MAX,
+                         (long long)options.shard_tokens);
     return status_ok();
 }
 
@@ -59,14 +59,13 @@ static Status measure_files(int file_count, char **files, FILE *log, int64_t *to
         struct stat info;
         if (stat(files[i], &info)) return file_error(files[i], "read");
         if (!S_ISREG(info.st_mode))
-            return status_error(STATUS_BAD_INPUT, "%s: not a regular file; write the text to a file first", files[i]);
+            return BAD_INPUT("%s: not a regular file; write the text to a file first", files[i]);
         fprintf(log, "reads   %s, %lld bytes\n", files[i], (long long)info.st_size);
         *total += (int64_t)info.st_size;
     }
     if (*total >= 2) return status_ok();
-    return status_error(STATUS_BAD_INPUT,
-                        "%s%s: %lld bytes of text; at least 2 are needed, one for training and one for validation",
-                        files[0], file_count > 1 ? " and the other files" : "", (long long)*total);
+    return BAD_INPUT("%s%s: %lld bytes of text; at least 2 are needed, one for training and one for validation",
+                     files[0], file_count > 1 ? " and the other files" : "", (long long)*total);
 }
 
 /* The next `count` bytes of all files, one after the other. */

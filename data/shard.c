@@ -38,16 +38,14 @@ static Status check_header(Shard *shard) {
     const ShardHeader *header = shard->map;
     shard->format = find_format(header->magic);
     if (!shard->format)
-        return status_error(STATUS_BAD_INPUT,
-                            "%s is not a token file: found the magic number %d at offset 0, expected %d (uint16) or %d "
-                            "(uint32); `./train_gpt prepare OUT_DIR FILE...` makes token files from text",
-                            shard->path, header->magic, token_formats[TOKEN_U16].magic, token_formats[TOKEN_U32].magic);
+        return BAD_INPUT("%s is not a token file: found the magic number %d at offset 0, expected %d (uint16) or %d "
+                         "(uint32); `./train_gpt prepare OUT_DIR FILE...` makes token files from text",
+                         shard->path, header->magic, token_formats[TOKEN_U16].magic, token_formats[TOKEN_U32].magic);
     if (header->version != shard->format->version)
-        return status_error(STATUS_BAD_INPUT, "%s: found version %d at offset 4, expected %d after the magic number %d",
-                            shard->path, header->version, shard->format->version, header->magic);
+        return BAD_INPUT("%s: found version %d at offset 4, expected %d after the magic number %d", shard->path,
+                         header->version, shard->format->version, header->magic);
     if (header->count < 1)
-        return status_error(STATUS_BAD_INPUT, "%s: found a token count of %d at offset 8, expected at least 1",
-                            shard->path, header->count);
+        return BAD_INPUT("%s: found a token count of %d at offset 8, expected at least 1", shard->path, header->count);
     shard->count = header->count;
 
     int64_t expected = SHARD_HEADER_BYTES + shard->count * shard->format->width;
@@ -64,16 +62,14 @@ static Status check_file(Shard *shard, int file) {
     struct stat info;
     if (fstat(file, &info)) return file_error(shard->path, "examine");
     if (!S_ISREG(info.st_mode))
-        return status_error(STATUS_BAD_INPUT, "%s: not a regular file; token files are mapped into memory",
-                            shard->path);
+        return BAD_INPUT("%s: not a regular file; token files are mapped into memory", shard->path);
     shard->bytes = (int64_t)info.st_size;
     if (shard->bytes == 0)
-        return status_error(STATUS_BAD_INPUT, "%s: the file is empty; a token file begins with a header of %d bytes",
-                            shard->path, SHARD_HEADER_BYTES);
+        return BAD_INPUT("%s: the file is empty; a token file begins with a header of %d bytes", shard->path,
+                         SHARD_HEADER_BYTES);
     if (shard->bytes < SHARD_HEADER_BYTES)
-        return status_error(STATUS_BAD_INPUT,
-                            "%s: the file ends at offset %lld, inside the header of %d bytes of a token file",
-                            shard->path, (long long)shard->bytes, SHARD_HEADER_BYTES);
+        return BAD_INPUT("%s: the file ends at offset %lld, inside the header of %d bytes of a token file", shard->path,
+                         (long long)shard->bytes, SHARD_HEADER_BYTES);
     return status_ok();
 }
 
@@ -81,7 +77,7 @@ Status shard_open(Shard *shard, const char *path) {
     *shard = (Shard){0};
     Status status = status_ok();
     if (snprintf(shard->path, sizeof shard->path, "%s", path) >= PATH_SIZE)
-        return status_error(STATUS_BAD_INPUT, "%s: the path is longer than %d bytes", path, PATH_SIZE - 1);
+        return BAD_INPUT("%s: the path is longer than %d bytes", path, PATH_SIZE - 1);
 
     int file = open(path, O_RDONLY | O_CLOEXEC);
     if (file < 0) return file_error(path, "open the token file");
@@ -135,11 +131,10 @@ uint32_t shard_largest_token(const Shard *shard) {
 static Status bad_token(const Shard *shard, int64_t first, int64_t count, int64_t vocab) {
     int64_t index = first;
     while (index < first + count - 1 && (int64_t)shard_token(shard, index) < vocab) index++;
-    return status_error(STATUS_BAD_INPUT,
-                        "%s: token %lld (offset %lld) is %u, but the vocabulary has %lld: raise model.vocab or prepare "
-                        "the text again",
-                        shard->path, (long long)index, (long long)(SHARD_HEADER_BYTES + index * shard->format->width),
-                        shard_token(shard, index), (long long)vocab);
+    return BAD_INPUT("%s: token %lld (offset %lld) is %u, but the vocabulary has %lld: raise model.vocab or prepare "
+                     "the text again",
+                     shard->path, (long long)index, (long long)(SHARD_HEADER_BYTES + index * shard->format->width),
+                     shard_token(shard, index), (long long)vocab);
 }
 
 Status shard_read(const Shard *shard, int64_t first, int64_t count, int64_t vocab, int32_t *tokens) {
@@ -202,9 +197,8 @@ static Status put_u16(FileWriter *out, const int32_t *tokens, int64_t count) {
 Status shard_writer_add(ShardWriter *writer, const int32_t *tokens, int64_t count) {
     if (count > INT32_MAX - writer->count) {
         shard_writer_abandon(writer);
-        return status_error(STATUS_BAD_INPUT,
-                            "%s: the file would hold more than %d tokens, the most its header can hold",
-                            writer->out.path, INT32_MAX);
+        return BAD_INPUT("%s: the file would hold more than %d tokens, the most its header can hold", writer->out.path,
+                         INT32_MAX);
     }
     writer->count += count;
     return writer->format->type == TOKEN_U16 ? put_u16(&writer->out, tokens, count)
@@ -214,7 +208,7 @@ Status shard_writer_add(ShardWriter *writer, const int32_t *tokens, int64_t coun
 Status shard_writer_finish(ShardWriter *writer) {
     if (writer->count == 0) {
         shard_writer_abandon(writer);
-        return status_error(STATUS_BAD_INPUT, "%s: there are no tokens to write", writer->out.path);
+        return BAD_INPUT("%s: there are no tokens to write", writer->out.path);
     }
     ShardHeader header = {writer->format->magic, writer->format->version, (int32_t)writer->count, {0}};
     rewind(writer->out.file); /* a write that fails here fails again in finish, which tells of it */

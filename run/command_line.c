@@ -88,7 +88,7 @@ static const FlagRow *find_flag(Command command, const char *name) {
 
 static Status set_flag(CommandLine *line, const FlagRow *flag, const char *text) {
     void *target = (char *)line + flag->offset;
-    if (!text) return status_error(STATUS_BAD_INPUT, "command line: %s needs a value: %s", flag->name, flag->meaning);
+    if (!text) return BAD_INPUT("command line: %s needs a value: %s", flag->name, flag->meaning);
     if (flag->type == FLAG_TEXT) {
         memcpy(target, &text, sizeof text);
         return status_ok();
@@ -98,8 +98,8 @@ static Status set_flag(CommandLine *line, const FlagRow *flag, const char *text)
     double value = strtod(text, &end);
     bool whole = flag->type == FLAG_REAL || value == floor(value);
     if (end == text || *end || errno || !whole || !(value >= flag->low && value <= flag->high))
-        return status_error(STATUS_BAD_INPUT, "command line: %s: expected a %snumber from %g to %g, found \"%s\"",
-                            flag->name, flag->type == FLAG_INTEGER ? "whole " : "", flag->low, flag->high, text);
+        return BAD_INPUT("command line: %s: expected a %snumber from %g to %g, found \"%s\"", flag->name,
+                         flag->type == FLAG_INTEGER ? "whole " : "", flag->low, flag->high, text);
     if (flag->type == FLAG_INTEGER)
         *(int64_t *)target = (int64_t)value;
     else
@@ -115,9 +115,8 @@ static bool is_override(const char *word) {
 
 static Status unknown_argument(const char *word) {
     if (find_command(word))
-        return status_error(STATUS_BAD_INPUT, "command line: %s must be the first argument; see ./train_gpt --help",
-                            word);
-    return status_error(STATUS_BAD_INPUT, "command line: unknown option %s; ./train_gpt --help lists all", word);
+        return BAD_INPUT("command line: %s must be the first argument; see ./train_gpt --help", word);
+    return BAD_INPUT("command line: unknown option %s; ./train_gpt --help lists all", word);
 }
 
 Status command_line_parse(CommandLine *line, int argc, char **argv) {
@@ -154,8 +153,8 @@ Status command_line_parse(CommandLine *line, int argc, char **argv) {
         }
     }
     if (line->file_count >= row->least && line->file_count <= row->most) return status_ok();
-    return status_error(STATUS_BAD_INPUT, "command line: usage: ./train_gpt %s; found %d argument%s", row->usage,
-                        line->file_count, line->file_count == 1 ? "" : "s");
+    return BAD_INPUT("command line: usage: ./train_gpt %s; found %d argument%s", row->usage, line->file_count,
+                     line->file_count == 1 ? "" : "s");
 }
 
 static Status load_config(const CommandLine *line, const char *path, Config *config) {

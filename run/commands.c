@@ -44,7 +44,7 @@ static Status load_run(const CommandLine *line, Config *config, Tokenizer *token
     char model[PATH_SIZE];
     Status status = path_join(model, line->path, "model.safetensors");
     if (!status.code && file_exists(model))
-        return status_error(STATUS_BAD_INPUT, "%s is a checkpoint; give the run's folder, two levels up", line->path);
+        return BAD_INPUT("%s is a checkpoint; give the run's folder, two levels up", line->path);
     if (status.code || FAILED(status, command_line_run_config(line, config))) return status;
     return tokenizer_read_beside(tokenizer, config->data.train);
 }
@@ -91,7 +91,7 @@ static Status encode_prompt(const char *prompt, const Tokenizer *tokenizer, cons
     const int64_t size = (int64_t)strlen(prompt), vocab = config->model.vocab;
     *tokens = calloc((size_t)size + 1, sizeof **tokens);
     *count = 0;
-    if (!*tokens) return status_error(STATUS_OUT_OF_MEMORY, "no memory for a prompt of %lld bytes", (long long)size);
+    if (!*tokens) return NO_MEMORY("no memory for a prompt of %lld bytes", (long long)size);
     if (tokenizer_is_byte_level(tokenizer)) {
         tokenizer_encode_bytes(prompt, size, *tokens);
         *count = size;
@@ -113,9 +113,8 @@ static Status encode_prompt(const char *prompt, const Tokenizer *tokenizer, cons
     if (*count == 0) *count = 1; /* token 0 starts a text from nothing */
     for (int64_t i = 0; i < *count; i++)
         if ((*tokens)[i] >= vocab)
-            return status_error(STATUS_BAD_INPUT,
-                                "--prompt: byte %lld is outside the model's vocabulary of %lld tokens", (long long)i,
-                                (long long)vocab);
+            return BAD_INPUT("--prompt: byte %lld is outside the model's vocabulary of %lld tokens", (long long)i,
+                             (long long)vocab);
     return status_ok();
 }
 

@@ -127,8 +127,7 @@ static Status print_clips(const char *run_dir, const ModelConfig *m) {
         read_clips(heads, m, metrics);
         print_clipped_heads(heads, m);
     } else {
-        status = status_error(STATUS_OUT_OF_MEMORY, "no memory for the clips of %lld heads",
-                              (long long)(m->layers * m->heads));
+        status = NO_MEMORY("no memory for the clips of %lld heads", (long long)(m->layers * m->heads));
     }
     free(heads);
     fclose(metrics);
@@ -154,7 +153,7 @@ Status command_inspect(const CommandLine *line) {
     const char *path = line->path;
     char model[PATH_SIZE];
     struct stat info;
-    if (stat(path, &info) != 0) return status_error(STATUS_BAD_INPUT, "%s: no such file or folder", path);
+    if (stat(path, &info) != 0) return BAD_INPUT("%s: no such file or folder", path);
     if (S_ISDIR(info.st_mode)) {
         Status status = path_join(model, path, "model.safetensors");
         if (status.code) return status;

@@ -31,7 +31,7 @@ static Status write_config(const Trainer *t) {
     Status status = path_join(path, t->run_dir, "config.json");
     if (status.code) return status;
     char *json = config_to_json(&t->config);
-    if (!json) return status_error(STATUS_OUT_OF_MEMORY, "no memory to write %s", path);
+    if (!json) return NO_MEMORY("no memory to write %s", path);
     status = file_write(path, json, (int64_t)strlen(json));
     free(json);
     return status;
@@ -60,7 +60,7 @@ static Status state_tensors(Trainer *t, NamedTensor **tensors, int64_t *count) {
     const int64_t of_optimizer = optimizer_state_count(opt);
     *count = of_optimizer + probes_state(&t->probes, NULL);
     *tensors = calloc((size_t)*count, sizeof **tensors);
-    if (!*tensors) return status_error(STATUS_OUT_OF_MEMORY, "no memory to name %lld tensors", (long long)*count);
+    if (!*tensors) return NO_MEMORY("no memory to name %lld tensors", (long long)*count);
     for (int64_t i = 0; i < of_optimizer; i++) {
         NamedTensor *entry = &(*tensors)[i];
         entry->tensor = optimizer_state_tensor(opt, i, entry->name, sizeof entry->name);
@@ -115,15 +115,14 @@ static Status check_same_run(const Config *config, const char *run_dir) {
     Status status = path_join(path, run_dir, "config.json");
     if (status.code || FAILED(status, config_load(&trained, path, 0, NULL))) return status;
     if (trained.seed != config->seed)
-        return status_error(STATUS_BAD_INPUT, "%s was trained with seed=%lld, which orders its data: leave the key out",
-                            run_dir, (long long)trained.seed);
+        return BAD_INPUT("%s was trained with seed=%lld, which orders its data: leave the key out", run_dir,
+                         (long long)trained.seed);
     cJSON *was = model_section(&trained), *is = model_section(config);
     const cJSON *key = was ? was->child : NULL;
     while (key && cJSON_Compare(key, cJSON_GetObjectItemCaseSensitive(is, key->string), true)) key = key->next;
     if (key)
-        status = status_error(STATUS_BAD_INPUT,
-                              "%s was trained with another model.%s; a resumed run keeps its model: leave the key out",
-                              run_dir, key->string);
+        status = BAD_INPUT("%s was trained with another model.%s; a resumed run keeps its model: leave the key out",
+                           run_dir, key->string);
     cJSON_Delete(was);
     cJSON_Delete(is);
     return status;
@@ -143,9 +142,8 @@ Status trainer_resume(Trainer *t, const char *run_dir) {
     if (FAILED(status, checkpoint_load(dir, &t->gpt, &state, tensors, count))) goto done;
     if (state.data_fingerprint != dataset_fingerprint(t->train_data)) {
         status =
-            status_error(STATUS_BAD_INPUT,
-                         "%s was trained on other data than data.train=%s names now; resume with the same token files",
-                         dir, t->config.data.train);
+            BAD_INPUT("%s was trained on other data than data.train=%s names now; resume with the same token files",
+                      dir, t->config.data.train);
         goto done;
     }
     t->step = state.step;

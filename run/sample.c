@@ -63,7 +63,7 @@ Status sample_text(Gpt *gpt, const Tokenizer *tokenizer, const int32_t *prompt, 
     float *logits = calloc((size_t)gpt->V, sizeof *logits), *sorted = calloc((size_t)gpt->V, sizeof *sorted);
     Status status = status_ok();
     if (!tokens || !logits || !sorted) {
-        status = status_error(STATUS_OUT_OF_MEMORY, "no memory to generate %lld tokens", (long long)options.length);
+        status = NO_MEMORY("no memory to generate %lld tokens", (long long)options.length);
         goto done;
     }
     for (int64_t i = 0; i < prompt_length; i++) print_token(tokenizer, tokens[i] = prompt[i], out);
