@@ -17,10 +17,11 @@
 #define FLAG(member)         .type = OPTION_FLAG, PLACE(member)
 #define STRING(member)       .type = OPTION_STRING, PLACE(member)
 #define CHOICE(member)       .type = OPTION_CHOICE, PLACE(member)
-#define LIST(member)         .type = OPTION_LIST, PLACE(member), .count_offset = offsetof(Config, member##_count)
+#define COUNT(member)        .count_offset = offsetof(Config, member)
+#define LIST(member)         .type = OPTION_LIST, PLACE(member), COUNT(member##_count)
+#define OVERRIDES(member, n) .type = OPTION_OVERRIDES, PLACE(member), COUNT(n)
 #define COEFFICIENTS(member) .type = OPTION_COEFFICIENTS, PLACE(member)
 #define COMPUTED(words)      .presets = {words, words}, .computed = true
-#define COUNT(member)        .count_offset = offsetof(Config, member)
 
 typedef const char *const Choices[];
 
@@ -145,11 +146,7 @@ const Option config_options[] = {
      .help = "Decay only weights that have the sign of their update, which moves them towards 0."},
     {WHOLE(optimizer.mup_base_width), .initial = "0", .maximum = 65536, .unit = "channels",
      .help = "muP: scale rates and initial weights so that what was tuned at this width holds at model.width; 0: off."},
-    {.type = OPTION_OVERRIDES,
-     PLACE(optimizer.overrides),
-     COUNT(optimizer.override_count),
-     .initial = "{}",
-     .choices = optimizers,
+    {OVERRIDES(optimizer.overrides, optimizer.override_count), .initial = "{}", .choices = optimizers,
      .help = "Optimizer by shell pattern on block names, such as {\"layers.0.*\": \"adamw\"}; the last match wins."},
 
     {CHOICE(optimizer.schedule.kind), .initial = "wsd", .choices = schedules,

@@ -4,7 +4,6 @@
 #include <stdlib.h>
 #include <string.h>
 
-#include "data/prepare.h"
 #include "run/commands.h"
 
 typedef struct {
@@ -48,26 +47,27 @@ typedef struct {
 static const FlagRow flag_rows[] = {
     {COMMAND_SAMPLE, "--prompt", FLAG_TEXT, offsetof(CommandLine, prompt), 0, 0,
      "prompt to continue (default: a new line)"},
-    {COMMAND_SAMPLE, "--length", FLAG_INTEGER, offsetof(CommandLine, length), 1, 1e6, "tokens to generate (256)"},
-    {COMMAND_SAMPLE, "--temperature", FLAG_REAL, offsetof(CommandLine, temperature), 0, 100,
+    {COMMAND_SAMPLE, "--length", FLAG_INTEGER, offsetof(CommandLine, sample.length), 1, 1e6,
+     "tokens to generate (256)"},
+    {COMMAND_SAMPLE, "--temperature", FLAG_REAL, offsetof(CommandLine, sample.temperature), 0, 100,
      "0 takes the most likely token (0.8)"},
-    {COMMAND_SAMPLE, "--top-k", FLAG_INTEGER, offsetof(CommandLine, top_k), 0, 1e6,
+    {COMMAND_SAMPLE, "--top-k", FLAG_INTEGER, offsetof(CommandLine, sample.top_k), 0, 1e6,
      "choose among the k most likely tokens; 0: among all (0)"},
-    {COMMAND_SAMPLE, "--seed", FLAG_INTEGER, offsetof(CommandLine, sample_seed), 0, 9e15,
+    {COMMAND_SAMPLE, "--seed", FLAG_INTEGER, offsetof(CommandLine, sample.seed), 0, 9e15,
      "the same seed gives the same text (1)"},
-    {COMMAND_PREPARE, "--val-fraction", FLAG_REAL, offsetof(CommandLine, val_fraction), 1e-6, 0.499999,
+    {COMMAND_PREPARE, "--val-fraction", FLAG_REAL, offsetof(CommandLine, prepare.validation_fraction), 1e-6, 0.499999,
      "share of the text kept for validation (0.1)"},
-    {COMMAND_PREPARE, "--shard-tokens", FLAG_INTEGER, offsetof(CommandLine, shard_tokens), 1, 2147483647,
+    {COMMAND_PREPARE, "--shard-tokens", FLAG_INTEGER, offsetof(CommandLine, prepare.shard_tokens), 1, 2147483647,
      "tokens of the largest shard (100000000)"},
     {COMMAND_FIT_COEFFICIENTS, "--shapes", FLAG_TEXT, offsetof(CommandLine, fit_shapes), 0, 0,
      "shapes of the random matrices (1024x1024)"},
-    {COMMAND_FIT_COEFFICIENTS, "--iterations", FLAG_INTEGER, offsetof(CommandLine, fit_iterations), 1, 20,
+    {COMMAND_FIT_COEFFICIENTS, "--iterations", FLAG_INTEGER, offsetof(CommandLine, fit.iterations), 1, 20,
      "Newton-Schulz iterations, all with the same coefficients (5)"},
-    {COMMAND_FIT_COEFFICIENTS, "--samples", FLAG_INTEGER, offsetof(CommandLine, fit_samples), 1, 1000,
+    {COMMAND_FIT_COEFFICIENTS, "--samples", FLAG_INTEGER, offsetof(CommandLine, fit.samples), 1, 1000,
      "matrices of each shape (2)"},
-    {COMMAND_FIT_COEFFICIENTS, "--steps", FLAG_INTEGER, offsetof(CommandLine, fit_steps), 1, 1e6,
+    {COMMAND_FIT_COEFFICIENTS, "--steps", FLAG_INTEGER, offsetof(CommandLine, fit.steps), 1, 1e6,
      "steps of gradient descent (2000)"},
-    {COMMAND_FIT_COEFFICIENTS, "--seed", FLAG_INTEGER, offsetof(CommandLine, sample_seed), 0, 9e15,
+    {COMMAND_FIT_COEFFICIENTS, "--seed", FLAG_INTEGER, offsetof(CommandLine, fit.seed), 0, 9e15,
      "the same seed gives the same matrices (1)"},
 };
 enum { FLAG_ROWS = sizeof flag_rows / sizeof flag_rows[0] };
@@ -121,22 +121,16 @@ static Status unknown_argument(const char *word) {
 
 Status command_line_parse(CommandLine *line, int argc, char **argv) {
     const CommandRow *row = argc > 1 ? find_command(argv[1]) : NULL;
-    const PrepareOptions prepare = prepare_defaults();
     int next = row ? 2 : 1;
     if (!row) row = &command_rows[0];
     *line = (CommandLine){.command = row->command,
                           .overrides = argv,
                           .files = argv,
                           .prompt = "\n",
-                          .length = 256,
-                          .temperature = 0.8,
-                          .sample_seed = 1,
-                          .val_fraction = prepare.validation_fraction,
-                          .shard_tokens = prepare.shard_tokens,
+                          .sample = {.length = 256, .temperature = 0.8, .seed = 1},
+                          .prepare = prepare_defaults(),
                           .fit_shapes = "1024x1024",
-                          .fit_iterations = 5,
-                          .fit_samples = 2,
-                          .fit_steps = 2000};
+                          .fit = {.iterations = 5, .samples = 2, .steps = 2000, .seed = 1}};
     for (; next < argc; next++) {
         char *word = argv[next];
         const FlagRow *flag = find_flag(line->command, word);

@@ -5,11 +5,9 @@
 #include <stdlib.h>
 #include <string.h>
 
-#include "data/prepare.h"
 #include "model/checkpoint.h"
 #include "run/report.h"
 #include "run/roofline.h"
-#include "run/sample.h"
 
 #define TRAIN_GPT_VERSION "0.1.0"
 
@@ -73,12 +71,12 @@ Status command_eval(const CommandLine *line) {
     if (FAILED(status, load_weights(&t, line->path, &state))) goto done;
     if (FAILED(status, trainer_evaluate(&t, 0, &loss))) goto done;
 
-    printf("%s, step %lld, on %s\n", line->path, (long long)state.step, dataset_description(t.val_data));
+    printf("%s, step %lld, on %s\n", line->path, (long long)state.step, dataset_facts(t.val_data)->description);
     const char *unit = tokenizer_is_byte_level(&tokenizer) ? "byte" : "token";
     printf("val_loss %.4f nats a %s, %.4f bits a %s, perplexity %.3f\n", loss, unit, loss / log(2), unit, exp(loss));
-    if (!isnan(dataset_entropy_floor(t.val_data)))
-        printf("the language's entropy is %.4f nats a token: %.4f above the floor\n", dataset_entropy_floor(t.val_data),
-               loss - dataset_entropy_floor(t.val_data));
+    if (!isnan(dataset_facts(t.val_data)->entropy_floor))
+        printf("the language's entropy is %.4f nats a token: %.4f above the floor\n",
+               dataset_facts(t.val_data)->entropy_floor, loss - dataset_facts(t.val_data)->entropy_floor);
 done:
     tokenizer_free(&tokenizer);
     trainer_free(&t);
@@ -131,11 +129,7 @@ Status command_sample(const CommandLine *line) {
     if (FAILED(status, encode_prompt(line->prompt, &tokenizer, &config, &prompt, &prompt_length))) goto done;
     if (FAILED(status, trainer_plan_model(&t, &config, 1))) goto done;
     if (FAILED(status, load_weights(&t, line->path, &state))) goto done;
-    status = sample_text(
-        &t.gpt, &tokenizer, prompt, prompt_length,
-        (SampleOptions){
-            .length = line->length, .temperature = line->temperature, .top_k = line->top_k, .seed = line->sample_seed},
-        stdout);
+    status = sample_text(&t.gpt, &tokenizer, prompt, prompt_length, line->sample, stdout);
 done:
     free(prompt);
     tokenizer_free(&tokenizer);
@@ -146,6 +140,5 @@ done:
 /* ---- data and files --------------------------------------------------------------------------------------------- */
 
 Status command_prepare(const CommandLine *line) {
-    PrepareOptions options = {.validation_fraction = line->val_fraction, .shard_tokens = line->shard_tokens};
-    return prepare_corpus(line->files[0], line->file_count - 1, line->files + 1, options, stdout);
+    return prepare_corpus(line->path, line->file_count - 1, line->files + 1, line->prepare, stdout);
 }

@@ -4,6 +4,9 @@
 #include <stdio.h>
 
 #include "base/config.h"
+#include "data/prepare.h"
+#include "optim/fit_coefficients.h"
+#include "run/sample.h"
 #include "run/trainer.h"
 
 typedef enum {
@@ -27,21 +30,11 @@ typedef struct {
     char **overrides;
     int file_count; /* prepare, inspect: all plain arguments */
     char **files;
-
-    /* sample */
-    const char *prompt;
-    int64_t length; /* tokens to generate */
-    double temperature;
-    int64_t top_k;       /* 0: all */
-    int64_t sample_seed; /* of fit-coefficients, too */
-
-    /* prepare */
-    double val_fraction;
-    int64_t shard_tokens;
-
-    /* fit-coefficients */
-    const char *fit_shapes; /* "512x512,512x2048" */
-    int64_t fit_iterations, fit_samples, fit_steps;
+    const char *prompt; /* sample */
+    SampleOptions sample;
+    PrepareOptions prepare;
+    const char *fit_shapes; /* fit-coefficients: "512x512,512x2048" */
+    FitRequest fit;         /* but for its shapes */
 } CommandLine;
 
 /* Points into argv, which it reorders. STATUS_BAD_INPUT names the argument. */

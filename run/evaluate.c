@@ -6,7 +6,7 @@
  * `count` how many windows it holds. */
 static Status load_windows(Trainer *t, int64_t first, int64_t *count) {
     const Gpt *g = &t->gpt;
-    const int64_t windows = dataset_windows(t->val_data);
+    const int64_t windows = dataset_facts(t->val_data)->windows;
     *count = windows - first < g->B ? windows - first : g->B;
     for (int64_t b = 0; b < g->B; b++) {
         int32_t *targets = t->targets + b * g->T;
@@ -20,7 +20,7 @@ static Status load_windows(Trainer *t, int64_t first, int64_t *count) {
 
 Status trainer_evaluate(Trainer *t, int64_t batches, double *loss) {
     Gpt *g = &t->gpt;
-    const int64_t windows = dataset_windows(t->val_data);
+    const int64_t windows = dataset_facts(t->val_data)->windows;
     const int64_t limit = batches > 0 && batches * g->B < windows ? batches * g->B : windows;
     double sum = 0;
     for (int64_t first = 0, count; first < limit; first += g->B) {

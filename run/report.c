@@ -62,8 +62,8 @@ void report_print_header(const Trainer *t) {
     printf("device   %s, %s\n", t->backend.description, dtype_name(t->backend.compute_dtype));
     if (t->device_note[0]) printf("         %s\n", t->device_note);
     if (t->weights_from[0]) printf("weights  of %s\n", t->weights_from);
-    printf("data     %s\n", dataset_description(t->train_data));
-    printf("         %s\n", dataset_description(t->val_data));
+    printf("data     %s\n", dataset_facts(t->train_data)->description);
+    printf("         %s\n", dataset_facts(t->val_data)->description);
     optimizer_print_routes(&t->optimizer, stdout);
 }
 
@@ -81,7 +81,7 @@ Status report_start(Trainer *t) {
     metrics_add_number(line, "peak_flops", t->peak_flops);
     metrics_add_number(line, "flops_per_token", gpt_flops_per_token(&t->gpt));
     metrics_add_number(line, "tokens_per_step", (double)(t->config.train.batch * t->gpt.T));
-    metrics_add_number(line, "entropy_floor", dataset_entropy_floor(t->val_data));
+    metrics_add_number(line, "entropy_floor", dataset_facts(t->val_data)->entropy_floor);
 
     const MemoryPlan plan = plan_memory(t);
     cJSON *memory = cJSON_AddObjectToObject(line, "memory");

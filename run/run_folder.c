@@ -74,7 +74,7 @@ static CheckpointState checkpoint_state(const Trainer *t) {
                              .updates = t->updates,
                              .samples = t->samples,
                              .tokens = t->samples * t->gpt.T,
-                             .data_fingerprint = dataset_fingerprint(t->train_data)};
+                             .data_fingerprint = dataset_facts(t->train_data)->fingerprint};
 }
 
 Status trainer_save_checkpoint(Trainer *t) {
@@ -140,7 +140,7 @@ Status trainer_resume(Trainer *t, const char *run_dir) {
     if (FAILED(status, checkpoint_find_newest_intact(run_dir, dir, stderr))) goto done;
     if (FAILED(status, state_tensors(t, &tensors, &count))) goto done;
     if (FAILED(status, checkpoint_load(dir, &t->gpt, &state, tensors, count))) goto done;
-    if (state.data_fingerprint != dataset_fingerprint(t->train_data)) {
+    if (state.data_fingerprint != dataset_facts(t->train_data)->fingerprint) {
         status =
             BAD_INPUT("%s was trained on other data than data.train=%s names now; resume with the same token files",
                       dir, t->config.data.train);
