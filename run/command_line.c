@@ -44,31 +44,26 @@ typedef struct {
     const char *meaning;
 } FlagRow;
 
+#define TEXT(member)  FLAG_TEXT, offsetof(CommandLine, member)
+#define WHOLE(member) FLAG_INTEGER, offsetof(CommandLine, member)
+#define REAL(member)  FLAG_REAL, offsetof(CommandLine, member)
+
 static const FlagRow flag_rows[] = {
-    {COMMAND_SAMPLE, "--prompt", FLAG_TEXT, offsetof(CommandLine, prompt), 0, 0,
-     "prompt to continue (default: a new line)"},
-    {COMMAND_SAMPLE, "--length", FLAG_INTEGER, offsetof(CommandLine, sample.length), 1, 1e6,
-     "tokens to generate (256)"},
-    {COMMAND_SAMPLE, "--temperature", FLAG_REAL, offsetof(CommandLine, sample.temperature), 0, 100,
-     "0 takes the most likely token (0.8)"},
-    {COMMAND_SAMPLE, "--top-k", FLAG_INTEGER, offsetof(CommandLine, sample.top_k), 0, 1e6,
-     "choose among the k most likely tokens; 0: among all (0)"},
-    {COMMAND_SAMPLE, "--seed", FLAG_INTEGER, offsetof(CommandLine, sample.seed), 0, 9e15,
-     "the same seed gives the same text (1)"},
-    {COMMAND_PREPARE, "--val-fraction", FLAG_REAL, offsetof(CommandLine, prepare.validation_fraction), 1e-6, 0.499999,
+    {COMMAND_SAMPLE, "--prompt", TEXT(prompt), 0, 0, "prompt to continue (default: a new line)"},
+    {COMMAND_SAMPLE, "--length", WHOLE(sample.length), 1, 1e6, "tokens to generate (256)"},
+    {COMMAND_SAMPLE, "--temperature", REAL(sample.temperature), 0, 100, "0 takes the most likely token (0.8)"},
+    {COMMAND_SAMPLE, "--top-k", WHOLE(sample.top_k), 0, 1e6, "choose among the k most likely tokens; 0: among all (0)"},
+    {COMMAND_SAMPLE, "--seed", WHOLE(sample.seed), 0, 9e15, "the same seed gives the same text (1)"},
+    {COMMAND_PREPARE, "--val-fraction", REAL(prepare.validation_fraction), 1e-6, 0.499999,
      "share of the text kept for validation (0.1)"},
-    {COMMAND_PREPARE, "--shard-tokens", FLAG_INTEGER, offsetof(CommandLine, prepare.shard_tokens), 1, 2147483647,
+    {COMMAND_PREPARE, "--shard-tokens", WHOLE(prepare.shard_tokens), 1, 2147483647,
      "tokens of the largest shard (100000000)"},
-    {COMMAND_FIT_COEFFICIENTS, "--shapes", FLAG_TEXT, offsetof(CommandLine, fit_shapes), 0, 0,
-     "shapes of the random matrices (1024x1024)"},
-    {COMMAND_FIT_COEFFICIENTS, "--iterations", FLAG_INTEGER, offsetof(CommandLine, fit.iterations), 1, 20,
+    {COMMAND_FIT_COEFFICIENTS, "--shapes", TEXT(fit_shapes), 0, 0, "shapes of the random matrices (1024x1024)"},
+    {COMMAND_FIT_COEFFICIENTS, "--iterations", WHOLE(fit.iterations), 1, 20,
      "Newton-Schulz iterations, all with the same coefficients (5)"},
-    {COMMAND_FIT_COEFFICIENTS, "--samples", FLAG_INTEGER, offsetof(CommandLine, fit.samples), 1, 1000,
-     "matrices of each shape (2)"},
-    {COMMAND_FIT_COEFFICIENTS, "--steps", FLAG_INTEGER, offsetof(CommandLine, fit.steps), 1, 1e6,
-     "steps of gradient descent (2000)"},
-    {COMMAND_FIT_COEFFICIENTS, "--seed", FLAG_INTEGER, offsetof(CommandLine, fit.seed), 0, 9e15,
-     "the same seed gives the same matrices (1)"},
+    {COMMAND_FIT_COEFFICIENTS, "--samples", WHOLE(fit.samples), 1, 1000, "matrices of each shape (2)"},
+    {COMMAND_FIT_COEFFICIENTS, "--steps", WHOLE(fit.steps), 1, 1e6, "steps of gradient descent (2000)"},
+    {COMMAND_FIT_COEFFICIENTS, "--seed", WHOLE(fit.seed), 0, 9e15, "the same seed gives the same matrices (1)"},
 };
 enum { FLAG_ROWS = sizeof flag_rows / sizeof flag_rows[0] };
 
