@@ -1,4 +1,4 @@
-/* What the table of options looks like to people and programs: --help, docs/configuration.md, --schema, config.json. */
+/* What the table of options looks like to people and programs: --help, --schema, config.json. */
 #include <string.h>
 
 #include "base/config.h"
@@ -7,8 +7,7 @@
 
 /* ---- words ------------------------------------------------------------------------------------------------------ */
 
-/* Type and range: "whole number, 1 to 1024". */
-static const char *describe_values(const Option *option, char *buffer) {
+const char *option_describe_values(const Option *option, char *buffer) {
     char choices[LINE_SIZE] = "";
     if (option->choices) option_join_choices(option, choices);
     switch (option->type) {
@@ -38,7 +37,7 @@ static const char *describe_values(const Option *option, char *buffer) {
     return buffer;
 }
 
-static const char *describe_default(const Option *option, char *buffer) {
+const char *option_describe_default(const Option *option, char *buffer) {
     if (option->initial) {
         snprintf(buffer, LINE_SIZE, "%s", option->initial);
     } else if (strcmp(option->presets[PRESET_GPT2], option->presets[PRESET_LLAMA]) == 0) {
@@ -50,12 +49,12 @@ static const char *describe_default(const Option *option, char *buffer) {
     return buffer;
 }
 
-static bool in_section(const Option *option, const Section *section) {
+bool option_is_in(const Option *option, const Section *section) {
     int length = option_section_length(option->path);
     return (size_t)length == strlen(section->path) && strncmp(option->path, section->path, (size_t)length) == 0;
 }
 
-/* ---- help and documentation -------------------------------------------------------------------------------------- */
+/* ---- help -------------------------------------------------------------------------------------- */
 
 void config_print_help(FILE *out) {
     char values[LINE_SIZE], initial[LINE_SIZE];
@@ -65,34 +64,13 @@ void config_print_help(FILE *out) {
         fprintf(out, "\n%s%s%s\n", section->path, *section->path ? ": " : "", section->help);
         for (int i = 0; i < config_option_count; i++) {
             const Option *option = &config_options[i];
-            if (!in_section(option, section)) continue;
+            if (!option_is_in(option, section)) continue;
             fprintf(out, "  %s\n      %s\n      %s; default: %s", option->path, option->help,
-                    describe_values(option, values), describe_default(option, initial));
+                    option_describe_values(option, values), option_describe_default(option, initial));
             if (option->unit) fprintf(out, "; unit: %s", option->unit);
             fputc('\n', out);
         }
     }
-}
-
-void config_print_markdown(FILE *out) {
-    char values[LINE_SIZE], initial[LINE_SIZE];
-    for (int s = 0; s < config_section_count; s++) {
-        const Section *section = &config_sections[s];
-        fprintf(out, "### %s\n\n%s\n\n", *section->path ? section->path : "Top level", section->help);
-        fprintf(out, "| key | values | default | unit | meaning |\n|---|---|---|---|---|\n");
-        for (int i = 0; i < config_option_count; i++) {
-            const Option *option = &config_options[i];
-            if (!in_section(option, section)) continue;
-            fprintf(out, "| `%s` | %s | %s | %s | %s |\n", option->path, describe_values(option, values),
-                    describe_default(option, initial), option->unit ? option->unit : "", option->help);
-        }
-        fputc('\n', out);
-    }
-    fprintf(out, "### Retired keys\n\nRead and ignored, so that runs of older versions resume.\n\n");
-    fprintf(out, "| key | why |\n|---|---|\n");
-    for (int i = 0; i < config_retired_count; i++)
-        fprintf(out, "| `%s` | %s |\n", config_retired[i].path, config_retired[i].reason);
-    fputc('\n', out);
 }
 
 /* ---- nesting ---------------------------------------------------------------------------------------------------- */
@@ -197,7 +175,8 @@ static cJSON *option_schema(const Option *option) {
     int length = snprintf(text, sizeof text, "%s", option->help);
     if (option->unit) length += snprintf(text + length, sizeof text - (size_t)length, " Unit: %s.", option->unit);
     if (!option->initial)
-        snprintf(text + length, sizeof text - (size_t)length, " Default: %s.", describe_default(option, initial));
+        snprintf(text + length, sizeof text - (size_t)length, " Default: %s.",
+                 option_describe_default(option, initial));
     cJSON_AddStringToObject(schema, "description", text);
     if (option->initial && is_written_quoted(option)) cJSON_AddStringToObject(schema, "default", option->initial);
     if (option->initial && !is_written_quoted(option)) cJSON_AddRawToObject(schema, "default", option->initial);

@@ -59,9 +59,9 @@ const char *config_format_place(const ConfigDraft *d, int origin, char *buffer) 
 }
 
 /* An error about two options, at the place that was read last. */
-static Status refuse_pair(const ConfigDraft *d, const char *path, const char *other, const char *format, ...)
+static Status refuse(const ConfigDraft *d, const char *path, const char *other, const char *format, ...)
     __attribute__((format(printf, 4, 5)));
-static Status refuse_pair(const ConfigDraft *d, const char *path, const char *other, const char *format, ...) {
+static Status refuse(const ConfigDraft *d, const char *path, const char *other, const char *format, ...) {
     char place[PLACE_SIZE], reason[LINE_SIZE];
     int a = origin_of(d, path), b = origin_of(d, other);
     bool typed = a == FROM_COMMAND_LINE || b == FROM_COMMAND_LINE;
@@ -76,55 +76,46 @@ static Status refuse_pair(const ConfigDraft *d, const char *path, const char *ot
 static Status check_name(const ConfigDraft *d) {
     const char *name = d->config.name;
     if (!strchr(name, '/') && strcmp(name, ".") != 0 && strcmp(name, "..") != 0) return status_ok();
-    return refuse_pair(d, "name", "name", "name: \"%s\" is not a folder name; the run's folder is runs_dir/name", name);
+    return refuse(d, "name", "name", "name: \"%s\" is not a folder name; the run's folder is runs_dir/name", name);
 }
 
 /* What latent attention rules out. */
 static Status check_mla(const ConfigDraft *d) {
     const ModelConfig *m = &d->config.model;
-    static const char attention[] = "model.attention";
+    static const char mla[] = "model.attention";
     if (m->position != POSITION_ROPE)
-        return refuse_pair(d, attention, "model.position",
-                           "model.attention \"mla\" takes its positions from rope; set model.position to \"rope\"");
+        return refuse(d, mla, "model.position",
+                      "model.attention \"mla\" takes its positions from rope; set model.position to \"rope\"");
     if (m->kv_heads != m->heads)
-        return refuse_pair(d, attention, "model.kv_heads",
-                           "model.attention \"mla\" gives every head its own keys and values; leave out "
-                           "model.kv_heads (%lld, with model.heads %lld)",
-                           (long long)m->kv_heads, (long long)m->heads);
+        return refuse(d, mla, "model.kv_heads",
+                      "model.attention \"mla\" gives every head its own keys and values; leave out "
+                      "model.kv_heads (%lld, with model.heads %lld)",
+                      (long long)m->kv_heads, (long long)m->heads);
     if (m->qk_norm)
-        return refuse_pair(
-            d, attention, "model.qk_norm",
-            "model.attention \"mla\" normalises its latent vectors and has no model.qk_norm; turn it off");
-    if (m->bias)
-        return refuse_pair(d, attention, "model.bias",
-                           "model.attention \"mla\" has no biases; set model.bias to false");
+        return refuse(d, mla, "model.qk_norm",
+                      "model.attention \"mla\" normalises its latent vectors and has no model.qk_norm; turn it off");
+    if (m->bias) return refuse(d, mla, "model.bias", "model.attention \"mla\" has no biases; set model.bias to false");
     if (m->head_rope % 2)
-        return refuse_pair(d, attention, "model.head_rope",
-                           "rope turns pairs of channels, and model.head_rope (%lld) is odd", (long long)m->head_rope);
+        return refuse(d, mla, "model.head_rope", "rope turns pairs of channels, and model.head_rope (%lld) is odd",
+                      (long long)m->head_rope);
     return status_ok();
 }
 
 /* Keys that mean nothing without latent attention. */
 static Status check_mla_is_off(const ConfigDraft *d) {
-    const ModelConfig *m = &d->config.model;
     const MuonConfig *muon = &d->config.optimizer.muon;
-    const struct {
-        const char *path;
-        int64_t value;
-    } keys[] = {{"model.q_rank", m->q_rank},
-                {"model.kv_rank", m->kv_rank},
-                {"model.head_nope", m->head_nope},
-                {"model.head_rope", m->head_rope},
-                {"model.head_value", m->head_value}};
+    static const char *const keys[] = {"model.q_rank", "model.kv_rank", "model.head_nope", "model.head_rope",
+                                       "model.head_value"};
     for (size_t i = 0; i < sizeof keys / sizeof keys[0]; i++) {
-        if (keys[i].value == 0) continue;
-        return refuse_pair(d, keys[i].path, "model.attention",
-                           "%s needs model.attention \"mla\"; set that, or leave it out", keys[i].path);
+        const void *value = (const char *)&d->config + option_find(keys[i])->offset;
+        if (*(const int64_t *)value == 0) continue;
+        return refuse(d, keys[i], "model.attention", "%s needs model.attention \"mla\"; set that, or leave it out",
+                      keys[i]);
     }
     for (int i = 0; i < muon->per_head_count; i++) {
         if (strcmp(muon->per_head[i], "q_rope") != 0) continue;
-        return refuse_pair(d, "optimizer.muon.per_head", "model.attention",
-                           "optimizer.muon.per_head: \"q_rope\" exists only under model.attention \"mla\"");
+        return refuse(d, "optimizer.muon.per_head", "model.attention",
+                      "optimizer.muon.per_head: \"q_rope\" exists only under model.attention \"mla\"");
     }
     return status_ok();
 }
@@ -132,8 +123,8 @@ static Status check_mla_is_off(const ConfigDraft *d) {
 /* `path` is to be a multiple of `divisor`. */
 static Status check_divides(const ConfigDraft *d, const char *divisor, int64_t small, const char *path, int64_t large) {
     if (large % small == 0) return status_ok();
-    return refuse_pair(d, path, divisor, "%s (%lld) is not divisible by %s (%lld)", path, (long long)large, divisor,
-                       (long long)small);
+    return refuse(d, path, divisor, "%s (%lld) is not divisible by %s (%lld)", path, (long long)large, divisor,
+                  (long long)small);
 }
 
 static Status check_model(const ConfigDraft *d) {
@@ -144,26 +135,25 @@ static Status check_model(const ConfigDraft *d) {
     if (!mla && FAILED(status, check_divides(d, "model.heads", m->heads, "model.width", m->width))) return status;
     if (FAILED(status, check_divides(d, "model.kv_heads", m->kv_heads, "model.heads", m->heads))) return status;
     if (!mla && m->position == POSITION_ROPE && m->width / m->heads % 2)
-        return refuse_pair(d, "model.width", "model.heads",
-                           "rope turns pairs of channels, and a head of model.width / model.heads = %lld channels is "
-                           "odd; change them, or set model.position to \"learned\"",
-                           (long long)(m->width / m->heads));
+        return refuse(d, "model.width", "model.heads",
+                      "rope turns pairs of channels, and a head of model.width / model.heads = %lld channels is "
+                      "odd; change them, or set model.position to \"learned\"",
+                      (long long)(m->width / m->heads));
     if (m->qk_norm && d->config.qk_clip.enabled)
-        return refuse_pair(d, "model.qk_norm", "qk_clip.enabled",
-                           "qk_clip.enabled cannot work with model.qk_norm: the norm undoes the scaling; turn one off");
+        return refuse(d, "model.qk_norm", "qk_clip.enabled",
+                      "qk_clip.enabled cannot work with model.qk_norm: the norm undoes the scaling; turn one off");
     if (m->qk_norm && d->config.probe.bound_every > 0)
-        return refuse_pair(
-            d, "model.qk_norm", "probe.bound_every",
-            "probe.bound_every cannot work with model.qk_norm: the norms of W_q and W_k then bound no logit; "
-            "set it to 0");
+        return refuse(d, "model.qk_norm", "probe.bound_every",
+                      "probe.bound_every cannot work with model.qk_norm: the norms of W_q and W_k then bound no logit; "
+                      "set it to 0");
     return status_ok();
 }
 
 static Status check_warmup(const ConfigDraft *d, const char *path, int64_t warmup) {
     const int64_t steps = d->config.train.steps;
     if (warmup <= steps) return status_ok();
-    return refuse_pair(d, path, "train.steps", "%s (%lld) is longer than train.steps (%lld)", path, (long long)warmup,
-                       (long long)steps);
+    return refuse(d, path, "train.steps", "%s (%lld) is longer than train.steps (%lld)", path, (long long)warmup,
+                  (long long)steps);
 }
 
 static Status check_optimizer(const ConfigDraft *d) {
@@ -173,16 +163,14 @@ static Status check_optimizer(const ConfigDraft *d) {
     if (FAILED(status, check_warmup(d, "optimizer.schedule.warmup", o->schedule.warmup))) return status;
     if (FAILED(status, check_warmup(d, "optimizer.decay_schedule.warmup", o->decay_schedule.warmup))) return status;
     if (warmup + cooldown > d->config.train.steps)
-        return refuse_pair(
-            d, "optimizer.muon.momentum_warmup", "optimizer.muon.momentum_cooldown",
-            "optimizer.muon.momentum_warmup (%lld) and momentum_cooldown (%lld) together are longer than "
-            "train.steps (%lld)",
-            (long long)warmup, (long long)cooldown, (long long)d->config.train.steps);
+        return refuse(d, "optimizer.muon.momentum_warmup", "optimizer.muon.momentum_cooldown",
+                      "optimizer.muon.momentum_warmup (%lld) and momentum_cooldown (%lld) together are longer than "
+                      "train.steps (%lld)",
+                      (long long)warmup, (long long)cooldown, (long long)d->config.train.steps);
     if (o->mup_base_width > 0 && o->muon.per_head_count > 0)
-        return refuse_pair(
-            d, "optimizer.mup_base_width", "optimizer.muon.per_head",
-            "optimizer.mup_base_width cannot be combined with optimizer.muon.per_head: its rules are for "
-            "matrices that grow on both sides, and heads do not; turn one off");
+        return refuse(d, "optimizer.mup_base_width", "optimizer.muon.per_head",
+                      "optimizer.mup_base_width cannot be combined with optimizer.muon.per_head: its rules are for "
+                      "matrices that grow on both sides, and heads do not; turn one off");
     return status;
 }
 

@@ -50,12 +50,10 @@ static Status check_header(Shard *shard) {
 
     int64_t expected = SHARD_HEADER_BYTES + shard->count * shard->format->width;
     if (shard->bytes == expected) return status_ok();
-    return status_error(
-        STATUS_BAD_INPUT,
-        "%s: %s: the header (offset 8) announces %lld %s tokens, which end at offset %lld, but the file "
-        "has %lld bytes",
-        shard->path, shard->bytes < expected ? "truncated" : "trailing bytes", (long long)shard->count,
-        shard->format->name, (long long)expected, (long long)shard->bytes);
+    return BAD_INPUT("%s: %s: the header (offset 8) announces %lld %s tokens, which end at offset %lld, but the file "
+                     "has %lld bytes",
+                     shard->path, shard->bytes < expected ? "truncated" : "trailing bytes", (long long)shard->count,
+                     shard->format->name, (long long)expected, (long long)shard->bytes);
 }
 
 static Status check_file(Shard *shard, int file) {

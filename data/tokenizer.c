@@ -51,10 +51,8 @@ static Status check_header(const char *path, const TokenizerHeader *header, int6
         return BAD_INPUT("%s: found a token count of %u at offset 8, impossible in %lld bytes", path, header->count,
                          (long long)size);
     if (header->end_of_text >= header->count)
-        return status_error(
-            STATUS_BAD_INPUT,
-            "%s: found token %u as the end of text at offset 12, expected one below the token count of %u", path,
-            header->end_of_text, header->count);
+        return BAD_INPUT("%s: found token %u as the end of text at offset 12, expected one below the token count of %u",
+                         path, header->end_of_text, header->count);
     return status_ok();
 }
 

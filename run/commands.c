@@ -99,8 +99,7 @@ static Status encode_prompt(const char *prompt, const Tokenizer *tokenizer, cons
             char *end;
             long long token = strtoll(next, &end, 10);
             if (end == next || token < 0 || token >= vocab)
-                return status_error(
-                    STATUS_BAD_INPUT,
+                return BAD_INPUT(
                     "--prompt: expected a token number in [0, %lld), found \"%.20s\"; text needs a byte-level "
                     "tokenizer.bin, and there is none beside data.train=%s",
                     (long long)vocab, next, config->data.train);

@@ -25,7 +25,8 @@ static int64_t argmax(const float *logits, int64_t vocab) {
     return best;
 }
 
-int64_t sample_token(float *logits, int64_t vocab, SampleOptions options, float *sorted, int64_t i) {
+/* The i-th random number of the seed chooses. Overwrites logits (V); `sorted` has room for V. */
+static int64_t sample_token(float *logits, int64_t vocab, SampleOptions options, float *sorted, int64_t i) {
     const int64_t best = argmax(logits, vocab);
     if (options.temperature <= 0) return best;
     const float top = logits[best];
