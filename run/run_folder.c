@@ -6,6 +6,7 @@
 #include <string.h>
 #include <sys/stat.h>
 
+#include "base/config_options.h"
 #include "model/checkpoint.h"
 
 /* ---- the run folder --------------------------------------------------------------------------------------------- */
@@ -98,15 +99,6 @@ done:
     return status;
 }
 
-static cJSON *model_section(const Config *config) {
-    char *text = config_to_json(config);
-    cJSON *whole = text ? cJSON_Parse(text) : NULL;
-    cJSON *model = cJSON_DetachItemFromObjectCaseSensitive(whole, "model");
-    cJSON_Delete(whole);
-    free(text);
-    return model;
-}
-
 /* Not every key of the model shows in the shape of a tensor: a run that goes on with another context, norm_eps or
  * softcap would load, and be neither the old model nor a new one. The seed orders the data. */
 static Status check_same_run(const Config *config, const char *run_dir) {
@@ -117,14 +109,12 @@ static Status check_same_run(const Config *config, const char *run_dir) {
     if (trained.seed != config->seed)
         return BAD_INPUT("%s was trained with seed=%lld, which orders its data: leave the key out", run_dir,
                          (long long)trained.seed);
-    cJSON *was = model_section(&trained), *is = model_section(config);
-    const cJSON *key = was ? was->child : NULL;
-    while (key && cJSON_Compare(key, cJSON_GetObjectItemCaseSensitive(is, key->string), true)) key = key->next;
-    if (key)
-        status = BAD_INPUT("%s was trained with another model.%s; a resumed run keeps its model: leave the key out",
-                           run_dir, key->string);
-    cJSON_Delete(was);
-    cJSON_Delete(is);
+    for (const Option *option = config_options; option < config_options + config_option_count; option++) {
+        const void *was = (const char *)&trained + option->offset, *is = (const char *)config + option->offset;
+        if (strncmp(option->path, "model.", strlen("model.")) != 0 || memcmp(was, is, option->size) == 0) continue;
+        return BAD_INPUT("%s was trained with another %s; a resumed run keeps its model: leave the key out", run_dir,
+                         option->path);
+    }
     return status;
 }
 
