@@ -54,7 +54,7 @@ bool option_is_in(const Option *option, const Section *section) {
     return (size_t)length == strlen(section->path) && strncmp(option->path, section->path, (size_t)length) == 0;
 }
 
-/* ---- help -------------------------------------------------------------------------------------- */
+/* ---- help -------------------------------------------------------------------------------------------------------- */
 
 void config_print_help(FILE *out) {
     char values[LINE_SIZE], initial[LINE_SIZE];
