@@ -17,7 +17,10 @@ static Status run_command(const CommandLine *line, bool *interrupted) {
     switch (line->command) {
     case COMMAND_TRAIN:
         if (FAILED(status, command_line_config(line, &config))) return status;
-        return train_run(&config, line->resume_dir, interrupted);
+        return train_run(&config, NULL, interrupted);
+    case COMMAND_RESUME:
+        if (FAILED(status, command_line_run_config(line, &config))) return status;
+        return train_run(&config, line->path, interrupted);
     case COMMAND_DRY_RUN:
         if (FAILED(status, command_line_config(line, &config))) return status;
         return command_dry_run(&config, train_step);

@@ -44,7 +44,7 @@ static Status refuse(const Reader *r, const cJSON *item, const char *path, const
     vsnprintf(reason, sizeof reason, format, arguments);
     va_end(arguments);
     config_format_place(&r->draft, origin_of(r, item), place);
-    return status_error(STATUS_BAD_INPUT, "%s: %s: %s", place, path, reason);
+    return BAD_INPUT("%s: %s: %s", place, path, reason);
 }
 
 /* What the user wrote, in words. */
@@ -106,10 +106,9 @@ static Status read_whole(Reader *r, const Option *option, const cJSON *item) {
     int64_t value = 0, minimum = (int64_t)option->minimum, maximum = (int64_t)option->maximum;
     const char *text = cJSON_IsNumber(item) ? json_place(r->document, item).text : NULL;
     if (!text || !parse_whole(text, item, &value)) return refuse_type(r, item, option->path, "a whole number");
-    if (value < minimum || value > maximum) {
+    if (value < minimum || value > maximum)
         return refuse(r, item, option->path, "%.*s is out of range; it must be from %lld to %lld",
                       json_token_length(text), text, (long long)minimum, (long long)maximum);
-    }
     memcpy(member(r, option->offset), &value, sizeof value);
     return status_ok();
 }
@@ -143,9 +142,8 @@ static Status find_choice(const Reader *r, const Option *option, const char *pat
         snprintf(expected, sizeof expected, "one of %s", option_join_choices(option, choices));
         return refuse_type(r, item, path, expected);
     }
-    for (*index = 0; option->choices[*index]; ++*index) {
+    for (*index = 0; option->choices[*index]; ++*index)
         if (strcmp(option->choices[*index], item->valuestring) == 0) return status_ok();
-    }
     return refuse_choice(r, item, path, option);
 }
 
@@ -163,10 +161,9 @@ static Status read_string(Reader *r, const Option *option, const cJSON *item) {
     if (!cJSON_IsString(item)) return refuse_type(r, item, option->path, "a string");
     size_t length = strlen(item->valuestring);
     if (length == 0) return refuse(r, item, option->path, "must not be empty");
-    if (length >= option->size) {
+    if (length >= option->size)
         return refuse(r, item, option->path, "the string has %zu bytes; at most %zu are allowed", length,
                       option->size - 1);
-    }
     memcpy(member(r, option->offset), item->valuestring, length + 1);
     return status_ok();
 }
@@ -182,9 +179,8 @@ static Status read_list(Reader *r, const Option *option, const cJSON *item) {
         Status status = find_choice(r, option, option->path, entry, &index);
         if (status.code) return status;
         const char *name = option->choices[index];
-        for (int i = 0; i < *count; i++) {
+        for (int i = 0; i < *count; i++)
             if (strcmp(names[i], name) == 0) return refuse(r, entry, option->path, "\"%s\" is listed twice", name);
-        }
         snprintf(names[(*count)++], NAME_SIZE, "%s", name); /* no overflow: each choice at most once */
     }
     return status_ok();
@@ -194,9 +190,8 @@ static Status read_triple(Reader *r, const Option *option, const cJSON *item, do
     static const char expected[] = "triples [a, b, c]";
     const cJSON *number = item->child;
     if (!cJSON_IsArray(item)) return refuse_type(r, item, option->path, expected);
-    if (cJSON_GetArraySize(item) != 3) {
+    if (cJSON_GetArraySize(item) != 3)
         return refuse(r, item, option->path, "expected %s, found a list of %d", expected, cJSON_GetArraySize(item));
-    }
     for (int i = 0; i < 3; i++, number = number->next) {
         Status status = check_real(r, option, number);
         if (status.code) return status;
@@ -217,9 +212,8 @@ static Status read_coefficients(Reader *r, const Option *option, const cJSON *it
     } else if (size < 1 || size > COEFFICIENTS_MAX) {
         status = refuse(r, item, option->path, "expected 1 to %d triples, found %d", COEFFICIENTS_MAX, size);
     } else {
-        for (const cJSON *triple = item->child; triple && !status.code; triple = triple->next) {
+        for (const cJSON *triple = item->child; triple && !status.code; triple = triple->next)
             status = read_triple(r, option, triple, fresh.triples[fresh.count++]);
-        }
     }
     if (!status.code) memcpy(member(r, option->offset), &fresh, sizeof fresh);
     return status;
@@ -233,13 +227,11 @@ static Status read_override_entry(Reader *r, const Option *option, const char *p
     snprintf(path, sizeof path, "%s.%s", option->path, pattern);
     Status status = find_choice(r, option, path, item, &index);
     if (status.code) return status;
-    if (!*pattern || strlen(pattern) >= NAME_SIZE) {
+    if (!*pattern || strlen(pattern) >= NAME_SIZE)
         return refuse(r, item, option->path, "expected a pattern of 1 to %d bytes, found %zu", NAME_SIZE - 1,
                       strlen(pattern));
-    }
-    for (int i = 0; i < *count; i++) {
+    for (int i = 0; i < *count; i++)
         if (strcmp(entries[i].pattern, pattern) != 0) entries[kept++] = entries[i];
-    }
     if (kept == LIST_MAX) return refuse(r, item, option->path, "more than %d patterns", LIST_MAX);
     RouteOverride *entry = &entries[kept];
     *entry = (RouteOverride){.optimizer = (OptimizerKind)index};
@@ -249,17 +241,14 @@ static Status read_override_entry(Reader *r, const Option *option, const char *p
 }
 
 static Status refuse_twice(const Reader *r, const cJSON *object, const cJSON *child, const char *path) {
-    for (const cJSON *earlier = object->child; earlier != child; earlier = earlier->next) {
+    for (const cJSON *earlier = object->child; earlier != child; earlier = earlier->next)
         if (strcmp(earlier->string, child->string) == 0) return refuse(r, child, path, "the key is given twice");
-    }
     return status_ok();
 }
 
 static Status read_overrides(Reader *r, const Option *option, const cJSON *item) {
     char path[PATH_SIZE];
-    if (!cJSON_IsObject(item)) {
-        return refuse_type(r, item, option->path, "an object of block patterns and optimizers");
-    }
+    if (!cJSON_IsObject(item)) return refuse_type(r, item, option->path, "an object of block patterns and optimizers");
     *member_count(r, option) = 0;
     for (const cJSON *entry = item->child; entry; entry = entry->next) {
         Status status;
@@ -290,9 +279,8 @@ static Status read_option(Reader *r, const Option *option, const cJSON *item) {
 
 static Status read_section(Reader *r, const char *section, const cJSON *item) {
     char path[KEY_SIZE];
-    if (!cJSON_IsObject(item)) {
+    if (!cJSON_IsObject(item))
         return refuse_type(r, item, *section ? section : "the configuration", "an object { ... }");
-    }
     for (const cJSON *child = item->child; child; child = child->next) {
         Status status;
         snprintf(path, sizeof path, "%s%s%s", section, *section ? "." : "", child->string);
@@ -339,7 +327,7 @@ static Status read_text(Reader *r, const char *path, const char *text) {
     bool bare = status.code || (is_text && !cJSON_IsString(document.tree));
     cJSON *string = bare ? cJSON_CreateString(text) : NULL;
     if (bare && !string) {
-        status = status_error(STATUS_OUT_OF_MEMORY, "%s: no memory to read it", where);
+        status = NO_MEMORY("%s: no memory to read it", where);
     } else {
         r->document = bare ? NULL : &document;
         status = read_value(r, path, bare ? string : document.tree);
@@ -378,9 +366,8 @@ done:
 static Status read_override(Reader *r, const char *argument) {
     char path[PATH_SIZE];
     const char *equals = strchr(argument, '=');
-    if (!equals || equals == argument || equals - argument >= PATH_SIZE) {
-        return status_error(STATUS_BAD_INPUT, "command line: expected key=value, found \"%.*s\"", QUOTE_MAX, argument);
-    }
+    if (!equals || equals == argument || equals - argument >= PATH_SIZE)
+        return BAD_INPUT("command line: expected key=value, found \"%.*s\"", QUOTE_MAX, argument);
     snprintf(path, sizeof path, "%.*s", (int)(equals - argument), argument);
     return read_text(r, path, equals + 1);
 }
@@ -408,13 +395,11 @@ static void note_retired(ConfigDraft *d) {
 Status config_load(Config *config, const char *path, int override_count, char **overrides) {
     Reader r = {.draft.file = path};
     Status status;
-    for (int i = 0; i < config_option_count; i++) {
+    for (int i = 0; i < config_option_count; i++)
         if (config_options[i].initial) read_default(&r, &config_options[i], config_options[i].initial);
-    }
     if (path && FAILED(status, read_file(&r))) return status;
-    for (int i = 0; i < override_count; i++) {
+    for (int i = 0; i < override_count; i++)
         if (FAILED(status, read_override(&r, overrides[i]))) return status;
-    }
     apply_preset(&r);
     config_resolve(&r.draft);
     note_retired(&r.draft);

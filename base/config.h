@@ -221,8 +221,7 @@ typedef struct {
     CheckpointConfig checkpoint;
     DebugConfig debug;
     DryRunConfig dry_run;
-    char
-        note[2 * PATH_SIZE]; /* what to tell the user about keys that were ignored, in whole lines; no key of its own */
+    char note[2 * PATH_SIZE]; /* lines that tell the user which keys were ignored; no key of its own */
 } Config;
 
 /* path NULL: defaults only. overrides: "a.b=value" strings (value as JSON, or a bare string). */
@@ -231,6 +230,5 @@ Status config_load(Config *config, const char *path, int override_count, char **
 /* The fully resolved configuration as indented JSON, which config_load reads back to the same Config. Caller frees. */
 char *config_to_json(const Config *config);
 
-void config_print_help(FILE *out);     /* every option: path, type, range, default, unit, meaning */
-void config_print_schema(FILE *out);   /* JSON Schema, draft 2020-12 */
-void config_print_markdown(FILE *out); /* the tables of docs/configuration.md */
+void config_print_help(FILE *out);   /* every option: path, type, range, default, unit, meaning */
+void config_print_schema(FILE *out); /* JSON Schema, draft 2020-12 */

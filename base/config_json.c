@@ -28,6 +28,10 @@ static bool scan_value(Scanner *s, int line, int depth);
 
 /* ---- errors ----------------------------------------------------------------------------------------------------- */
 
+static Status out_of_memory(const char *where) {
+    return NO_MEMORY("%s: no memory to read it", where);
+}
+
 static bool refuse(Scanner *s, const char *format, ...) __attribute__((format(printf, 2, 3)));
 static bool refuse(Scanner *s, const char *format, ...) {
     char reason[300];
@@ -35,8 +39,7 @@ static bool refuse(Scanner *s, const char *format, ...) {
     va_start(arguments, format);
     vsnprintf(reason, sizeof reason, format, arguments);
     va_end(arguments);
-    s->status =
-        status_error(STATUS_BAD_INPUT, "%s:%d:%d: %s", s->where, s->line, (int)(s->at - s->line_start) + 1, reason);
+    s->status = BAD_INPUT("%s:%d:%d: %s", s->where, s->line, (int)(s->at - s->line_start) + 1, reason);
     return false;
 }
 
@@ -146,55 +149,42 @@ static bool scan_number(Scanner *s) {
 }
 
 static bool scan_word(Scanner *s) {
-    static const char *const words[] = {"true", "false", "null"};
-    static const char *const not_finite[] = {"NaN", "nan", "Infinity", "-Infinity", "inf", "-inf"};
+    static const char *const words[] = {"true", "false", "null", "NaN", "nan", "inf", "Infinity", "-Infinity", "-inf"};
     size_t length = s->at < s->end ? (size_t)json_token_length(s->at) : 0;
     for (size_t i = 0; i < sizeof words / sizeof *words; i++) {
         if (length != strlen(words[i]) || memcmp(s->at, words[i], length) != 0) continue;
+        if (i >= 3) return refuse(s, "%s is not a JSON number; numbers are finite", words[i]);
         s->at += length;
         return true;
-    }
-    for (size_t i = 0; i < sizeof not_finite / sizeof *not_finite; i++) {
-        if (length == strlen(not_finite[i]) && memcmp(s->at, not_finite[i], length) == 0) {
-            return refuse(s, "%s is not a JSON number; numbers are finite", not_finite[i]);
-        }
     }
     return expected(s, "a value");
 }
 
 /* ---- grammar ---------------------------------------------------------------------------------------------------- */
 
-static bool scan_array(Scanner *s, int depth) {
-    s->at++;
+static bool scan_key(Scanner *s) {
+    if (!next_is(s, '"')) return expected(s, "a key in double quotes");
+    if (!scan_string(s)) return false;
     skip_space(s);
-    if (take(s, ']')) return true;
-    for (;;) {
-        skip_space(s);
-        if (next_is(s, ']')) return refuse(s, "a comma before ] is not allowed");
-        if (!scan_value(s, s->line, depth)) return false;
-        skip_space(s);
-        if (take(s, ']')) return true;
-        if (!take(s, ',')) return expected(s, "a comma or ]");
-    }
+    if (!take(s, ':')) return expected(s, "a colon");
+    skip_space(s);
+    return true;
 }
 
-static bool scan_object(Scanner *s, int depth) {
+/* An array, or an object, whose values have keys. */
+static bool scan_list(Scanner *s, char close, int depth) {
     s->at++;
     skip_space(s);
-    if (take(s, '}')) return true;
+    if (take(s, close)) return true;
     for (;;) {
         skip_space(s);
-        if (next_is(s, '}')) return refuse(s, "a comma before } is not allowed");
-        if (!next_is(s, '"')) return expected(s, "a key in double quotes");
+        if (next_is(s, close)) return refuse(s, "a comma before %c is not allowed", close);
         int line = s->line;
-        if (!scan_string(s)) return false;
-        skip_space(s);
-        if (!take(s, ':')) return expected(s, "a colon");
-        skip_space(s);
+        if (close == '}' && !scan_key(s)) return false;
         if (!scan_value(s, line, depth)) return false;
         skip_space(s);
-        if (take(s, '}')) return true;
-        if (!take(s, ',')) return expected(s, "a comma or }");
+        if (take(s, close)) return true;
+        if (!take(s, ',')) return expected(s, close == '}' ? "a comma or }" : "a comma or ]");
     }
 }
 
@@ -203,10 +193,7 @@ static bool record_place(Scanner *s, int line) {
     if (document->count == document->capacity) {
         int64_t capacity = document->capacity ? 2 * document->capacity : 128;
         JsonPlace *places = realloc(document->places, (size_t)capacity * sizeof *places);
-        if (!places) {
-            s->status = status_error(STATUS_OUT_OF_MEMORY, "%s: no memory to read it", s->where);
-            return false;
-        }
+        if (!places) return s->status = out_of_memory(s->where), false;
         document->places = places;
         document->capacity = capacity;
     }
@@ -217,17 +204,16 @@ static bool record_place(Scanner *s, int line) {
 static bool scan_value(Scanner *s, int line, int depth) {
     if (depth == DEPTH_MAX) return refuse(s, "nested deeper than %d levels", DEPTH_MAX);
     if (!record_place(s, line)) return false;
-    if (next_is(s, '{')) return scan_object(s, depth + 1);
-    if (next_is(s, '[')) return scan_array(s, depth + 1);
+    if (next_is(s, '{')) return scan_list(s, '}', depth + 1);
+    if (next_is(s, '[')) return scan_list(s, ']', depth + 1);
     if (next_is(s, '"')) return scan_string(s);
     if (next_is_digit(s) || (next_is(s, '-') && s->at[1] != 'I' && s->at[1] != 'i')) return scan_number(s);
     return scan_word(s);
 }
 
 static bool scan_document(Scanner *s) {
-    if (s->end - s->at >= 3 && memcmp(s->at, "\xef\xbb\xbf", 3) == 0) {
+    if (s->end - s->at >= 3 && memcmp(s->at, "\xef\xbb\xbf", 3) == 0)
         return refuse(s, "starts with a byte order mark; save it as UTF-8 without one");
-    }
     skip_space(s);
     if (!scan_value(s, s->line, 0)) return false;
     skip_space(s);
@@ -239,17 +225,15 @@ static bool scan_document(Scanner *s) {
 Status json_parse(JsonDocument *document, const char *text, int64_t size, const char *where) {
     JsonDocument fresh = {0};
     Scanner s = {.at = text, .end = text + size, .line_start = text, .line = 1, .where = where, .document = &fresh};
-    if (!scan_document(&s)) {
-        json_free(&fresh);
-        return s.status;
+    if (scan_document(&s)) {
+        fresh.tree = cJSON_ParseWithLength(text, (size_t)size);
+        if (!fresh.tree) s.status = out_of_memory(where);
     }
-    fresh.tree = cJSON_ParseWithLength(text, (size_t)size);
-    if (!fresh.tree) {
+    if (s.status.code)
         json_free(&fresh);
-        return status_error(STATUS_OUT_OF_MEMORY, "%s: no memory to read it", where);
-    }
-    *document = fresh;
-    return status_ok();
+    else
+        *document = fresh;
+    return s.status;
 }
 
 void json_free(JsonDocument *document) {
@@ -262,9 +246,8 @@ void json_free(JsonDocument *document) {
 static bool count_until(const cJSON *node, const cJSON *item, int64_t *index) {
     if (node == item) return true;
     ++*index;
-    for (const cJSON *child = node->child; child; child = child->next) {
+    for (const cJSON *child = node->child; child; child = child->next)
         if (count_until(child, item, index)) return true;
-    }
     return false;
 }
 

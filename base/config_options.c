@@ -8,6 +8,7 @@
 #include <stdio.h>
 #include <string.h>
 
+#include "base/integer.h"
 #include "base/roles.h"
 
 #define PLACE(member)        .path = #member, .offset = offsetof(Config, member), .size = sizeof(((Config *)0)->member)
@@ -16,9 +17,12 @@
 #define FLAG(member)         .type = OPTION_FLAG, PLACE(member)
 #define STRING(member)       .type = OPTION_STRING, PLACE(member)
 #define CHOICE(member)       .type = OPTION_CHOICE, PLACE(member)
-#define LIST(member)         .type = OPTION_LIST, PLACE(member), .count_offset = offsetof(Config, member##_count)
-#define COEFFICIENTS(member) .type = OPTION_COEFFICIENTS, PLACE(member)
+#define RANGE(low, high)     .minimum = low, .maximum = high
 #define COUNT(member)        .count_offset = offsetof(Config, member)
+#define LIST(member)         .type = OPTION_LIST, PLACE(member), COUNT(member##_count)
+#define OVERRIDES(member, n) .type = OPTION_OVERRIDES, PLACE(member), COUNT(n)
+#define COEFFICIENTS(member) .type = OPTION_COEFFICIENTS, PLACE(member)
+#define COMPUTED(words)      .presets = {words, words}, .computed = true
 
 typedef const char *const Choices[];
 
@@ -71,68 +75,63 @@ const int config_section_count = sizeof config_sections / sizeof *config_section
 
 const Option config_options[] = {
     {STRING(name), .initial = "default", .help = "The run's folder is runs_dir/name."},
-    {WHOLE(seed), .initial = "1337", .maximum = 0x1p53, .help = "Seed of initialisation and data order."},
+    {WHOLE(seed), .initial = "1337", RANGE(0, 0x1p53), .help = "Seed of initialisation and data order."},
     {STRING(device), .initial = "auto", .choices = devices, .help = "Backend; auto takes the fastest that works here."},
     {STRING(precision), .initial = "auto", .choices = precisions,
      .help = "Storage of activations and of the weights that forward reads; auto takes what suits the device."},
-    {WHOLE(threads), .initial = "0", .maximum = 1024, .help = "CPU threads; 0: all."},
+    {WHOLE(threads), .initial = "0", RANGE(0, 1024), .help = "CPU threads; 0: all."},
     {FLAG(profile), .initial = "false", .help = "Print the time of each op at the end."},
     {STRING(runs_dir), .initial = "runs", .help = "Folder of all runs."},
 
     {CHOICE(model.preset), .initial = "llama", .choices = presets, .help = "Family whose parts are the defaults."},
-    {WHOLE(model.layers), .initial = "6", .minimum = 1, .maximum = 1024, .help = "Transformer blocks."},
-    {WHOLE(model.heads), .initial = "6", .minimum = 1, .maximum = 1024, .help = "Query heads; they divide width."},
-    {WHOLE(model.kv_heads), .presets = {"heads", "heads"}, .computed = true, .minimum = 1, .maximum = 1024,
+    {WHOLE(model.layers), .initial = "6", RANGE(1, 1024), .help = "Transformer blocks."},
+    {WHOLE(model.heads), .initial = "6", RANGE(1, 1024), .help = "Query heads; they divide width."},
+    {WHOLE(model.kv_heads), COMPUTED("heads"), RANGE(1, 1024),
      .help = "Key and value heads; they divide heads. Fewer than heads: grouped-query attention."},
-    {WHOLE(model.width), .initial = "384", .minimum = 1, .maximum = 65536, .help = "Channels of the residual stream."},
-    {WHOLE(model.context), .initial = "256", .minimum = 1, .maximum = 1 << 20, .unit = "tokens",
+    {WHOLE(model.width), .initial = "384", RANGE(1, 65536), .help = "Channels of the residual stream."},
+    {WHOLE(model.context), .initial = "256", RANGE(1, 1 << 20), .unit = "tokens",
      .help = "Tokens that attention sees."},
-    {WHOLE(model.vocab), .initial = "256", .minimum = 2, .maximum = 1 << 20, .unit = "tokens",
-     .help = "Number of distinct tokens."},
+    {WHOLE(model.vocab), .initial = "256", RANGE(2, 1 << 20), .unit = "tokens", .help = "Number of distinct tokens."},
     {CHOICE(model.attention), .initial = "mha", .choices = attentions,
      .help = "mha: multi-head, grouped-query if kv_heads < heads; mla: multi-head latent (DeepSeek-V2)."},
-    {WHOLE(model.q_rank), .presets = {"mla: width / 2", "mla: width / 2"}, .computed = true, .maximum = 65536,
+    {WHOLE(model.q_rank), COMPUTED("mla: width / 2"), RANGE(0, 65536),
      .help = "mla: rank of the queries' latent vector; 0: queries come from the residual stream."},
-    {WHOLE(model.kv_rank),
-     .presets = {"mla: 4 * head_nope, width / 2 at most", "mla: 4 * head_nope, width / 2 at most"}, .computed = true,
-     .maximum = 65536, .help = "mla: rank of the latent vector that keys and values come from; 0: the default."},
-    {WHOLE(model.head_nope), .presets = {"mla: width / heads", "mla: width / heads"}, .computed = true, .maximum = 4096,
+    {WHOLE(model.kv_rank), COMPUTED("mla: 4 * head_nope, width / 2 at most"), RANGE(0, 65536),
+     .help = "mla: rank of the latent vector that keys and values come from; 0: the default."},
+    {WHOLE(model.head_nope), COMPUTED("mla: width / heads"), RANGE(0, 4096),
      .help = "mla: channels of a head's queries and keys without position; 0: the default."},
-    {WHOLE(model.head_rope),
-     .presets = {"mla: head_nope / 2, rounded up to even", "mla: head_nope / 2, rounded up to even"}, .computed = true,
-     .maximum = 4096,
+    {WHOLE(model.head_rope), COMPUTED("mla: head_nope / 2, rounded up to even"), RANGE(0, 4096),
      .help = "mla: further channels, rotated by rope; their key is shared by all heads; 0: the default."},
-    {WHOLE(model.head_value), .presets = {"mla: head_nope", "mla: head_nope"}, .computed = true, .maximum = 4096,
+    {WHOLE(model.head_value), COMPUTED("mla: head_nope"), RANGE(0, 4096),
      .help = "mla: channels of a head's values; 0: the default."},
     {CHOICE(model.norm), .presets = {"layernorm", "rmsnorm"}, .choices = norms, .help = "Normalisation."},
     {CHOICE(model.position), .presets = {"learned", "rope"}, .choices = positions, .help = "Position encoding."},
     {CHOICE(model.mlp), .presets = {"gelu", "swiglu"}, .choices = mlps, .help = "Feed-forward part."},
     {WHOLE(model.mlp_width), .presets = {"4 * width", "8/3 * width, rounded up to a multiple of 64"}, .computed = true,
-     .minimum = 1, .maximum = 1 << 20, .help = "Hidden channels of the feed-forward part."},
+     RANGE(1, 1 << 20), .help = "Hidden channels of the feed-forward part."},
     {FLAG(model.bias), .presets = {"true", "false"}, .help = "Biases in linear layers and norms."},
     {FLAG(model.tie_embeddings), .presets = {"true", "true"}, .help = "The output head is the token embedding."},
     {FLAG(model.qk_norm), .initial = "false", .help = "Normalise the queries and keys of each head."},
-    {REAL(model.attention_softcap), .initial = "0", .maximum = 1e6,
+    {REAL(model.attention_softcap), .initial = "0", RANGE(0, 1e6),
      .help = "Attention logits become cap * tanh(logit / cap); 0: off."},
-    {REAL(model.rope_theta), .initial = "10000", .minimum = 1, .maximum = 1e9, .help = "Base of rotary positions."},
-    {REAL(model.norm_eps), .initial = "1e-5", .minimum = 1e-12, .maximum = 1, .help = "Epsilon of the norms."},
-    {REAL(model.init_std), .initial = "0.02", .maximum = 10, .help = "Standard deviation of initial weights."},
+    {REAL(model.rope_theta), .initial = "10000", RANGE(1, 1e9), .help = "Base of rotary positions."},
+    {REAL(model.norm_eps), .initial = "1e-5", RANGE(1e-12, 1), .help = "Epsilon of the norms."},
+    {REAL(model.init_std), .initial = "0.02", RANGE(0, 10), .help = "Standard deviation of initial weights."},
 
     {STRING(data.train), .initial = "synthetic", .help = "Glob of token shards, or the built-in language: synthetic."},
     {STRING(data.val), .initial = "synthetic", .help = "The same, for validation."},
-    {WHOLE(data.synthetic_states), .initial = "64", .minimum = 1, .maximum = 65536,
+    {WHOLE(data.synthetic_states), .initial = "64", RANGE(1, 65536),
      .help = "Contexts of the built-in language's grammar."},
-    {REAL(data.synthetic_zipf), .initial = "1.2", .maximum = 10, .help = "Exponent of its word frequencies."},
+    {REAL(data.synthetic_zipf), .initial = "1.2", RANGE(0, 10), .help = "Exponent of its word frequencies."},
 
-    {WHOLE(train.steps), .initial = "1000", .minimum = 1, .maximum = 1e9, .unit = "steps", .help = "Optimizer steps."},
-    {WHOLE(train.batch), .initial = "16", .minimum = 1, .maximum = 1 << 20, .unit = "sequences",
-     .help = "Sequences per step."},
-    {WHOLE(train.micro_batch), .initial = "0", .maximum = 1 << 20, .unit = "sequences",
+    {WHOLE(train.steps), .initial = "1000", RANGE(1, 1e9), .unit = "steps", .help = "Optimizer steps."},
+    {WHOLE(train.batch), .initial = "16", RANGE(1, 1 << 20), .unit = "sequences", .help = "Sequences per step."},
+    {WHOLE(train.micro_batch), .initial = "0", RANGE(0, 1 << 20), .unit = "sequences",
      .help = "Sequences per forward and backward pass; divides batch. 0: batch."},
-    {REAL(train.grad_clip), .initial = "1.0", .maximum = 1e9, .help = "Largest norm of the gradient; 0: off."},
-    {WHOLE(train.eval_every), .initial = "100", .maximum = 1e9, .unit = "steps",
+    {REAL(train.grad_clip), .initial = "1.0", RANGE(0, 1e9), .help = "Largest norm of the gradient; 0: off."},
+    {WHOLE(train.eval_every), .initial = "100", RANGE(0, 1e9), .unit = "steps",
      .help = "Steps between validations; 0: only at the end."},
-    {WHOLE(train.eval_batches), .initial = "8", .maximum = 1e9, .unit = "micro-batches",
+    {WHOLE(train.eval_batches), .initial = "8", RANGE(0, 1e9), .unit = "micro-batches",
      .help = "Micro-batches per validation; 0: the whole validation set."},
     {CHOICE(train.on_nonfinite), .initial = "skip", .choices = on_nonfinites,
      .help = "What a loss or gradient that is not finite does: skip the step, or stop the run."},
@@ -141,44 +140,40 @@ const Option config_options[] = {
          "Run or checkpoint whose weights a new run starts with, whatever its optimizer and data; seed: random ones."},
 
     {CHOICE(optimizer.matrices), .initial = "muon", .choices = optimizers, .help = "Optimizer of hidden matrices."},
-    {REAL(optimizer.lr), .initial = "0.002", .maximum = 100, .help = "Peak learning rate."},
-    {REAL(optimizer.weight_decay), .initial = "0.1", .maximum = 100,
+    {REAL(optimizer.lr), .initial = "0.002", RANGE(0, 100), .help = "Peak learning rate."},
+    {REAL(optimizer.weight_decay), .initial = "0.1", RANGE(0, 100),
      .help = "Decoupled decay of matrices and embeddings: W loses lr * weight_decay of itself per step."},
     {FLAG(optimizer.cautious_decay), .initial = "false",
      .help = "Decay only weights that have the sign of their update, which moves them towards 0."},
-    {WHOLE(optimizer.mup_base_width), .initial = "0", .maximum = 65536, .unit = "channels",
+    {WHOLE(optimizer.mup_base_width), .initial = "0", RANGE(0, 65536), .unit = "channels",
      .help = "muP: scale rates and initial weights so that what was tuned at this width holds at model.width; 0: off."},
-    {.type = OPTION_OVERRIDES,
-     PLACE(optimizer.overrides),
-     COUNT(optimizer.override_count),
-     .initial = "{}",
-     .choices = optimizers,
+    {OVERRIDES(optimizer.overrides, optimizer.override_count), .initial = "{}", .choices = optimizers,
      .help = "Optimizer by shell pattern on block names, such as {\"layers.0.*\": \"adamw\"}; the last match wins."},
 
     {CHOICE(optimizer.schedule.kind), .initial = "wsd", .choices = schedules,
      .help = "Shape after the warmup; wsd: constant, then a linear cooldown."},
-    {WHOLE(optimizer.schedule.warmup), .initial = "50", .maximum = 1e9, .unit = "steps",
+    {WHOLE(optimizer.schedule.warmup), .initial = "50", RANGE(0, 1e9), .unit = "steps",
      .help = "Steps of linear rise from 0; unless set, at most train.steps."},
-    {REAL(optimizer.schedule.cooldown), .initial = "0.2", .maximum = 1, .unit = "fraction of steps",
+    {REAL(optimizer.schedule.cooldown), .initial = "0.2", RANGE(0, 1), .unit = "fraction of steps",
      .help = "wsd: the part at the end that decays."},
-    {REAL(optimizer.schedule.final), .initial = "0.0", .maximum = 1, .unit = "fraction of lr",
+    {REAL(optimizer.schedule.final), .initial = "0.0", RANGE(0, 1), .unit = "fraction of lr",
      .help = "Learning rate at the end."},
 
     {CHOICE(optimizer.decay_schedule.kind), .initial = "constant", .choices = schedules,
      .help = "Shape after the warmup; wsd: constant, then a linear cooldown."},
-    {WHOLE(optimizer.decay_schedule.warmup), .initial = "0", .maximum = 1e9, .unit = "steps",
+    {WHOLE(optimizer.decay_schedule.warmup), .initial = "0", RANGE(0, 1e9), .unit = "steps",
      .help = "Steps of linear rise from 0."},
-    {REAL(optimizer.decay_schedule.cooldown), .initial = "0.2", .maximum = 1, .unit = "fraction of steps",
+    {REAL(optimizer.decay_schedule.cooldown), .initial = "0.2", RANGE(0, 1), .unit = "fraction of steps",
      .help = "wsd: the part at the end that decays."},
-    {REAL(optimizer.decay_schedule.final), .initial = "0.0", .maximum = 1, .unit = "fraction of weight_decay",
+    {REAL(optimizer.decay_schedule.final), .initial = "0.0", RANGE(0, 1), .unit = "fraction of weight_decay",
      .help = "Weight decay at the end; constant ignores it."},
 
-    {REAL(optimizer.muon.momentum), .initial = "0.95", .maximum = 0.999999, .help = "mu, the decay of the momentum M."},
-    {REAL(optimizer.muon.momentum_start), .initial = "0.85", .maximum = 0.999999,
+    {REAL(optimizer.muon.momentum), .initial = "0.95", RANGE(0, 0.999999), .help = "mu, the decay of the momentum M."},
+    {REAL(optimizer.muon.momentum_start), .initial = "0.85", RANGE(0, 0.999999),
      .help = "Where mu begins with momentum_warmup, and ends with momentum_cooldown."},
-    {WHOLE(optimizer.muon.momentum_warmup), .initial = "0", .maximum = 1e9, .unit = "steps",
+    {WHOLE(optimizer.muon.momentum_warmup), .initial = "0", RANGE(0, 1e9), .unit = "steps",
      .help = "Steps over which mu rises linearly from momentum_start; 0: none."},
-    {WHOLE(optimizer.muon.momentum_cooldown), .initial = "0", .maximum = 1e9, .unit = "steps",
+    {WHOLE(optimizer.muon.momentum_cooldown), .initial = "0", RANGE(0, 1e9), .unit = "steps",
      .help = "Steps at the end over which mu returns to momentum_start; 0: none."},
     {CHOICE(optimizer.muon.momentum_form), .initial = "sum", .choices = momentum_forms,
      .help = "sum: M = mu M + G; ema: M = mu M + (1 - mu) G."},
@@ -188,41 +183,41 @@ const Option config_options[] = {
     {CHOICE(optimizer.muon.form), .initial = "auto", .choices = newton_schulz_forms,
      .help = "Newton-Schulz by full products, by half of symmetric ones, or on Gram matrices, which needs fp32; auto: "
              "the fastest for each shape. The results are the same up to rounding."},
-    {REAL(optimizer.muon.schatten_p), .initial = "4", .minimum = 2, .maximum = 1e6,
+    {REAL(optimizer.muon.schatten_p), .initial = "4", RANGE(2, 1e6),
      .help = "schatten: the p of the norm. 2 is the normalised gradient; the larger, the nearer to msign(U)."},
-    {COEFFICIENTS(optimizer.muon.coefficients), .initial = "muon", .choices = coefficient_sets, .minimum = -1e6,
-     .maximum = 1e6, .help = "Newton-Schulz polynomial: a named set, or [[a, b, c], ...], one triple per iteration."},
-    {WHOLE(optimizer.muon.iterations), .initial = "5", .minimum = 1, .maximum = 100,
+    {COEFFICIENTS(optimizer.muon.coefficients), .initial = "muon", .choices = coefficient_sets, RANGE(-1e6, 1e6),
+     .help = "Newton-Schulz polynomial: a named set, or [[a, b, c], ...], one triple per iteration."},
+    {WHOLE(optimizer.muon.iterations), .initial = "5", RANGE(1, 100),
      .help = "For a set with one triple; the other sets have their own number."},
     {CHOICE(optimizer.muon.scale), .initial = "rms", .choices = update_scales,
      .help = "Scale of muon's (n, m) update. rms: rms * sqrt(max(n, m)); original: sqrt(max(1, n/m)); spectral: "
              "sqrt(n/m)."},
-    {REAL(optimizer.muon.rms), .initial = "0.2", .maximum = 100,
+    {REAL(optimizer.muon.rms), .initial = "0.2", RANGE(0, 100),
      .help = "Root mean square of an update's elements, in units of lr: for scale rms, and for normuon and adamuon."},
     {LIST(optimizer.muon.per_head), .initial = "[]", .choices = head_blocks,
      .help = "Blocks that are orthogonalized head by head. With mla, q, q_rope, k and v make the Muon Split of GLM-5."},
 
-    {REAL(optimizer.adamw.lr), .initial = "0", .maximum = 100, .help = "Peak learning rate; 0: optimizer.lr."},
-    {REAL(optimizer.adamw.beta1), .initial = "0.9", .maximum = 0.999999, .help = "Decay of the first moment."},
-    {REAL(optimizer.adamw.beta2), .initial = "0.95", .maximum = 0.999999, .help = "Decay of the second moment."},
-    {REAL(optimizer.adamw.eps), .initial = "1e-8", .minimum = 1e-30, .maximum = 1, .help = "Added to the root."},
+    {REAL(optimizer.adamw.lr), .initial = "0", RANGE(0, 100), .help = "Peak learning rate; 0: optimizer.lr."},
+    {REAL(optimizer.adamw.beta1), .initial = "0.9", RANGE(0, 0.999999), .help = "Decay of the first moment."},
+    {REAL(optimizer.adamw.beta2), .initial = "0.95", RANGE(0, 0.999999), .help = "Decay of the second moment."},
+    {REAL(optimizer.adamw.eps), .initial = "1e-8", RANGE(1e-30, 1), .help = "Added to the root."},
 
-    {REAL(optimizer.normuon.beta2), .initial = "0.95", .maximum = 0.999999, .help = "Decay of the second moment."},
-    {REAL(optimizer.normuon.eps), .initial = "1e-10", .minimum = 1e-30, .maximum = 1, .help = "Added to the root."},
+    {REAL(optimizer.normuon.beta2), .initial = "0.95", RANGE(0, 0.999999), .help = "Decay of the second moment."},
+    {REAL(optimizer.normuon.eps), .initial = "1e-10", RANGE(1e-30, 1), .help = "Added to the root."},
 
-    {REAL(optimizer.adamuon.beta2), .initial = "0.95", .maximum = 0.999999, .help = "Decay of the second moment."},
-    {REAL(optimizer.adamuon.eps), .initial = "1e-8", .minimum = 1e-30, .maximum = 1, .help = "Added to the root."},
+    {REAL(optimizer.adamuon.beta2), .initial = "0.95", RANGE(0, 0.999999), .help = "Decay of the second moment."},
+    {REAL(optimizer.adamuon.eps), .initial = "1e-8", RANGE(1e-30, 1), .help = "Added to the root."},
 
-    {REAL(optimizer.lion.beta1), .initial = "0.9", .maximum = 0.999999,
+    {REAL(optimizer.lion.beta1), .initial = "0.9", RANGE(0, 0.999999),
      .help = "Weight of the old momentum in the update, the sign of beta1 M + (1 - beta1) G."},
-    {REAL(optimizer.lion.beta2), .initial = "0.99", .maximum = 0.999999, .help = "Decay of the momentum M."},
+    {REAL(optimizer.lion.beta2), .initial = "0.99", RANGE(0, 0.999999), .help = "Decay of the momentum M."},
 
     {FLAG(qk_clip.enabled), .initial = "true", .help = "Clip after each step; unless set, off with model.qk_norm."},
-    {REAL(qk_clip.threshold), .initial = "100.0", .minimum = 1e-3, .maximum = 1e9, .help = "tau, the largest logit."},
-    {REAL(qk_clip.alpha), .initial = "0.5", .maximum = 1, .help = "W_q *= gamma^alpha, W_k *= gamma^(1 - alpha)."},
+    {REAL(qk_clip.threshold), .initial = "100.0", RANGE(1e-3, 1e9), .help = "tau, the largest logit."},
+    {REAL(qk_clip.alpha), .initial = "0.5", RANGE(0, 1), .help = "W_q *= gamma^alpha, W_k *= gamma^(1 - alpha)."},
 
 #define X(ID, name, every, text)                                                                                       \
-    {WHOLE(probe.name##_every), .initial = every, .maximum = 1e9, .unit = "steps", .help = text},
+    {WHOLE(probe.name##_every), .initial = every, RANGE(0, 1e9), .unit = "steps", .help = text},
     PROBE_LIST(X)
 #undef X
         {FLAG(probe.orthogonality), .initial = "true",
@@ -231,12 +226,12 @@ const Option config_options[] = {
      .help = "spectrum also tells the size of updates, and how large the decay lets weights grow."},
     {LIST(probe.blocks), .initial = "[\"q\",\"k\"]", .choices = hidden_blocks,
      .help = "Blocks that collision, momentum and shadow watch; those the model lacks are skipped."},
-    {WHOLE(probe.collision_top), .initial = "8", .minimum = 1, .maximum = 64, .unit = "triples",
+    {WHOLE(probe.collision_top), .initial = "8", RANGE(1, 64), .unit = "triples",
      .help = "k: how many of the largest singular triples count."},
 
-    {WHOLE(checkpoint.every), .initial = "500", .maximum = 1e9, .unit = "steps",
+    {WHOLE(checkpoint.every), .initial = "500", RANGE(0, 1e9), .unit = "steps",
      .help = "Steps between checkpoints; 0: only at the end."},
-    {WHOLE(checkpoint.keep), .initial = "3", .maximum = 1e9,
+    {WHOLE(checkpoint.keep), .initial = "3", RANGE(0, 1e9),
      .help = "How many of the newest checkpoints to keep; 0: all."},
 
     {FLAG(debug.scan_nan), .initial = "false", .help = "Stop at the first op that makes a NaN, and name it; slow."},
@@ -258,23 +253,20 @@ _Static_assert(sizeof config_retired / sizeof *config_retired <= RETIRED_MAX, "R
 _Static_assert(sizeof(Preset) == sizeof(int), "choices are written through int");
 
 const Option *option_find(const char *path) {
-    for (int i = 0; i < config_option_count; i++) {
+    for (int i = 0; i < config_option_count; i++)
         if (strcmp(config_options[i].path, path) == 0) return &config_options[i];
-    }
     return NULL;
 }
 
 const Section *section_find(const char *path) {
-    for (int i = 0; i < config_section_count; i++) {
+    for (int i = 0; i < config_section_count; i++)
         if (strcmp(config_sections[i].path, path) == 0) return &config_sections[i];
-    }
     return NULL;
 }
 
 const RetiredKey *option_find_retired(const char *path) {
-    for (int i = 0; i < config_retired_count; i++) {
+    for (int i = 0; i < config_retired_count; i++)
         if (strcmp(config_retired[i].path, path) == 0) return &config_retired[i];
-    }
     return NULL;
 }
 
@@ -309,10 +301,9 @@ static int edit_distance(const char *a, const char *b) {
         int diagonal = row[0];
         row[0] = i + 1;
         for (int j = 0; j < columns; j++) {
-            int replaced = diagonal + (a[i] != b[j]);
+            int64_t replaced = diagonal + (a[i] != b[j]);
             diagonal = row[j + 1];
-            int shifted = 1 + (row[j] < row[j + 1] ? row[j] : row[j + 1]);
-            row[j + 1] = replaced < shifted ? replaced : shifted;
+            row[j + 1] = (int)smaller(replaced, 1 + smaller(row[j], row[j + 1]));
         }
     }
     return row[columns];
@@ -320,8 +311,16 @@ static int edit_distance(const char *a, const char *b) {
 
 /* Words up to this far are taken for what was meant: two edits for "wdith", none for a single letter. */
 static int slip_limit(const char *typed) {
-    int length = (int)strlen(typed);
-    return length < 2 ? 0 : (length + 2) / 3 < length - 1 ? (length + 2) / 3 : length - 1;
+    int64_t length = (int64_t)strlen(typed);
+    return length < 2 ? 0 : (int)smaller((length + 2) / 3, length - 1);
+}
+
+/* Whether it is less than *distance from what was typed, which then becomes the distance. */
+static bool is_nearer(const char *typed, const char *word, int *distance) {
+    int found = edit_distance(typed, word);
+    bool nearer = found < *distance;
+    if (nearer) *distance = found;
+    return nearer;
 }
 
 static bool same_section(const char *a, const char *b) {
@@ -337,14 +336,11 @@ const char *option_nearest_path(const char *typed) {
     const char *key = option_key(typed);
     for (int anywhere = 0; anywhere <= 1; anywhere++) {
         const char *best = NULL;
-        int best_distance = slip_limit(key) + 1;
+        int distance = slip_limit(key) + 1;
         for (int i = 0; i < config_option_count + config_section_count; i++) {
             const char *path = known_path(i);
             if (!*path || (!anywhere && !same_section(path, typed))) continue;
-            int distance = edit_distance(key, option_key(path));
-            if (distance >= best_distance) continue;
-            best = path;
-            best_distance = distance;
+            if (is_nearer(key, option_key(path), &distance)) best = path;
         }
         if (best) return anywhere ? best : option_key(best);
     }
@@ -353,13 +349,9 @@ const char *option_nearest_path(const char *typed) {
 
 const char *option_nearest_choice(const Option *option, const char *typed) {
     const char *best = NULL;
-    int best_distance = slip_limit(typed) + 1;
+    int distance = slip_limit(typed) + 1;
     if (strlen(typed) >= NAME_SIZE) return NULL;
-    for (const char *const *choice = option->choices; *choice; choice++) {
-        int distance = edit_distance(typed, *choice);
-        if (distance >= best_distance) continue;
-        best = *choice;
-        best_distance = distance;
-    }
+    for (const char *const *choice = option->choices; *choice; choice++)
+        if (is_nearer(typed, *choice, &distance)) best = *choice;
     return best;
 }

@@ -1,8 +1,8 @@
 /* The table of options: one row per key, from which everything else about keys follows.
  *
- * config.c reads by it, config_print.c prints --help, --schema, docs/configuration.md and config.json from
- * it. A row's defaults are written as a user would write them after key= on the command line, and are read the same
- * way.
+ * config.c reads by it, config_print.c prints --help, --schema and config.json from it, and its test
+ * docs/configuration.md. A row's defaults are written as a user would write them after key= on the command line, and
+ * are read the same way.
  */
 #pragma once
 
@@ -72,3 +72,8 @@ char *option_join_choices(const Option *option, char *buffer);
 /* What a user may have meant; NULL: nothing is near. A key of the same section comes alone, another with its path. */
 const char *option_nearest_path(const char *typed);
 const char *option_nearest_choice(const Option *option, const char *typed);
+
+/* In words, into a buffer of LINE_SIZE, which is returned: "whole number, 1 to 1024"; "from the preset (true)". */
+const char *option_describe_values(const Option *option, char *buffer);
+const char *option_describe_default(const Option *option, char *buffer);
+bool option_is_in(const Option *option, const Section *section); /* not in a section of it */

@@ -1,4 +1,4 @@
-/* What the table of options looks like to people and programs: --help, docs/configuration.md, --schema, config.json. */
+/* What the table of options looks like to people and programs: --help, --schema, config.json. */
 #include <string.h>
 
 #include "base/config.h"
@@ -7,8 +7,7 @@
 
 /* ---- words ------------------------------------------------------------------------------------------------------ */
 
-/* Type and range: "whole number, 1 to 1024". */
-static const char *describe_values(const Option *option, char *buffer) {
+const char *option_describe_values(const Option *option, char *buffer) {
     char choices[LINE_SIZE] = "";
     if (option->choices) option_join_choices(option, choices);
     switch (option->type) {
@@ -38,7 +37,7 @@ static const char *describe_values(const Option *option, char *buffer) {
     return buffer;
 }
 
-static const char *describe_default(const Option *option, char *buffer) {
+const char *option_describe_default(const Option *option, char *buffer) {
     if (option->initial) {
         snprintf(buffer, LINE_SIZE, "%s", option->initial);
     } else if (strcmp(option->presets[PRESET_GPT2], option->presets[PRESET_LLAMA]) == 0) {
@@ -50,12 +49,12 @@ static const char *describe_default(const Option *option, char *buffer) {
     return buffer;
 }
 
-static bool in_section(const Option *option, const Section *section) {
+bool option_is_in(const Option *option, const Section *section) {
     int length = option_section_length(option->path);
     return (size_t)length == strlen(section->path) && strncmp(option->path, section->path, (size_t)length) == 0;
 }
 
-/* ---- help and documentation -------------------------------------------------------------------------------------- */
+/* ---- help -------------------------------------------------------------------------------------------------------- */
 
 void config_print_help(FILE *out) {
     char values[LINE_SIZE], initial[LINE_SIZE];
@@ -65,35 +64,13 @@ void config_print_help(FILE *out) {
         fprintf(out, "\n%s%s%s\n", section->path, *section->path ? ": " : "", section->help);
         for (int i = 0; i < config_option_count; i++) {
             const Option *option = &config_options[i];
-            if (!in_section(option, section)) continue;
+            if (!option_is_in(option, section)) continue;
             fprintf(out, "  %s\n      %s\n      %s; default: %s", option->path, option->help,
-                    describe_values(option, values), describe_default(option, initial));
+                    option_describe_values(option, values), option_describe_default(option, initial));
             if (option->unit) fprintf(out, "; unit: %s", option->unit);
             fputc('\n', out);
         }
     }
-}
-
-void config_print_markdown(FILE *out) {
-    char values[LINE_SIZE], initial[LINE_SIZE];
-    for (int s = 0; s < config_section_count; s++) {
-        const Section *section = &config_sections[s];
-        fprintf(out, "### %s\n\n%s\n\n", *section->path ? section->path : "Top level", section->help);
-        fprintf(out, "| key | values | default | unit | meaning |\n|---|---|---|---|---|\n");
-        for (int i = 0; i < config_option_count; i++) {
-            const Option *option = &config_options[i];
-            if (!in_section(option, section)) continue;
-            fprintf(out, "| `%s` | %s | %s | %s | %s |\n", option->path, describe_values(option, values),
-                    describe_default(option, initial), option->unit ? option->unit : "", option->help);
-        }
-        fputc('\n', out);
-    }
-    fprintf(out, "### Retired keys\n\nRead and ignored, so that runs of older versions resume.\n\n");
-    fprintf(out, "| key | why |\n|---|---|\n");
-    for (int i = 0; i < config_retired_count; i++) {
-        fprintf(out, "| `%s` | %s |\n", config_retired[i].path, config_retired[i].reason);
-    }
-    fputc('\n', out);
 }
 
 /* ---- nesting ---------------------------------------------------------------------------------------------------- */
@@ -120,93 +97,67 @@ static cJSON *section_object(cJSON *root, const Section *section) {
 
 /* ---- schema ----------------------------------------------------------------------------------------------------- */
 
-static cJSON *choices_array(const Option *option) {
-    cJSON *array = cJSON_CreateArray();
-    for (const char *const *choice = option->choices; *choice; choice++) {
-        cJSON_AddItemToArray(array, cJSON_CreateString(*choice));
-    }
-    return array;
+/* The choices as the elements of a JSON array. None needs an escape. */
+static const char *quote_choices(const Option *option, char *buffer) {
+    int used = 0;
+    buffer[0] = '\0';
+    for (const char *const *choice = option->choices; choice && *choice; choice++)
+        used += snprintf(buffer + used, (size_t)(LINE_SIZE - used), "%s\"%s\"", used ? ", " : "", *choice);
+    return buffer;
 }
 
-static void add_range(cJSON *schema, const Option *option) {
-    char text[32];
-    const char *format = option->type == OPTION_WHOLE ? "%.0f" : "%g";
-    snprintf(text, sizeof text, format, option->minimum);
-    cJSON_AddRawToObject(schema, "minimum", text);
-    snprintf(text, sizeof text, format, option->maximum);
-    cJSON_AddRawToObject(schema, "maximum", text);
+static int count_choices(const Option *option) {
+    int count = 0;
+    while (option->choices[count]) count++;
+    return count;
 }
 
-/* {"type": "array", "items": `items`, "minItems": ..., "maxItems": ...} into `schema`. */
-static cJSON *add_array_schema(cJSON *schema, cJSON *items, int minimum, int maximum) {
-    cJSON_AddStringToObject(schema, "type", "array");
-    cJSON_AddItemToObject(schema, "items", items);
-    cJSON_AddNumberToObject(schema, "minItems", minimum);
-    cJSON_AddNumberToObject(schema, "maxItems", maximum);
-    return schema;
-}
-
-static void add_coefficients_schema(cJSON *schema, const Option *option) {
-    cJSON *alternatives = cJSON_AddArrayToObject(schema, "anyOf");
-    cJSON *named = cJSON_CreateObject(), *number = cJSON_CreateObject();
-    cJSON_AddItemToObject(named, "enum", choices_array(option));
-    cJSON_AddItemToArray(alternatives, named);
-    cJSON_AddStringToObject(number, "type", "number");
-    add_range(number, option);
-    cJSON *triple = add_array_schema(cJSON_CreateObject(), number, 3, 3);
-    cJSON_AddItemToArray(alternatives, add_array_schema(cJSON_CreateObject(), triple, 1, COEFFICIENTS_MAX));
-}
-
-static void add_overrides_schema(cJSON *schema, const Option *option) {
-    cJSON_AddStringToObject(schema, "type", "object");
-    cJSON_AddNumberToObject(schema, "maxProperties", LIST_MAX);
-    cJSON *names = cJSON_AddObjectToObject(schema, "propertyNames");
-    cJSON_AddNumberToObject(names, "minLength", 1);
-    cJSON_AddNumberToObject(names, "maxLength", NAME_SIZE - 1);
-    cJSON_AddItemToObject(cJSON_AddObjectToObject(schema, "additionalProperties"), "enum", choices_array(option));
-}
-
-static void add_list_schema(cJSON *schema, const Option *option) {
-    cJSON *item = cJSON_CreateObject(), *choices = choices_array(option);
-    cJSON_AddItemToObject(item, "enum", choices);
-    add_array_schema(schema, item, 0, cJSON_GetArraySize(choices));
-    cJSON_AddTrueToObject(schema, "uniqueItems");
-}
-
-static void add_string_schema(cJSON *schema, const Option *option) {
-    cJSON_AddStringToObject(schema, "type", "string");
-    if (option->choices) {
-        cJSON_AddItemToObject(schema, "enum", choices_array(option));
-    } else {
-        cJSON_AddNumberToObject(schema, "minLength", 1);
-        cJSON_AddNumberToObject(schema, "maxLength", (double)option->size - 1);
-    }
-}
-
-static void add_type(cJSON *schema, const Option *option) {
+/* What JSON Schema says of the type, as the text of an object. */
+static void describe_schema(const Option *option, char *text, size_t size) {
+    char choices[LINE_SIZE];
+    quote_choices(option, choices);
     switch (option->type) {
     case OPTION_WHOLE:
     case OPTION_REAL:
-        cJSON_AddStringToObject(schema, "type", option->type == OPTION_WHOLE ? "integer" : "number");
-        add_range(schema, option);
+        snprintf(text, size, "{\"type\": \"%s\"}", option->type == OPTION_WHOLE ? "integer" : "number");
         break;
     case OPTION_FLAG:
-        cJSON_AddStringToObject(schema, "type", "boolean");
+        snprintf(text, size, "{\"type\": \"boolean\"}");
         break;
     case OPTION_STRING:
     case OPTION_CHOICE:
-        add_string_schema(schema, option);
+        if (option->choices)
+            snprintf(text, size, "{\"type\": \"string\", \"enum\": [%s]}", choices);
+        else
+            snprintf(text, size, "{\"type\": \"string\", \"minLength\": 1, \"maxLength\": %zu}", option->size - 1);
         break;
     case OPTION_LIST:
-        add_list_schema(schema, option);
+        snprintf(text, size,
+                 "{\"type\": \"array\", \"items\": {\"enum\": [%s]}, \"minItems\": 0, \"maxItems\": %d, "
+                 "\"uniqueItems\": true}",
+                 choices, count_choices(option));
         break;
     case OPTION_COEFFICIENTS:
-        add_coefficients_schema(schema, option);
+        snprintf(text, size,
+                 "{\"anyOf\": [{\"enum\": [%s]}, {\"type\": \"array\", \"items\": {\"type\": \"array\", \"items\": "
+                 "{\"type\": \"number\", \"minimum\": %g, \"maximum\": %g}, \"minItems\": 3, \"maxItems\": 3}, "
+                 "\"minItems\": 1, \"maxItems\": %d}]}",
+                 choices, option->minimum, option->maximum, COEFFICIENTS_MAX);
         break;
     case OPTION_OVERRIDES:
-        add_overrides_schema(schema, option);
+        snprintf(text, size,
+                 "{\"type\": \"object\", \"maxProperties\": %d, \"propertyNames\": {\"minLength\": 1, "
+                 "\"maxLength\": %d}, \"additionalProperties\": {\"enum\": [%s]}}",
+                 LIST_MAX, NAME_SIZE - 1, choices);
         break;
     }
+}
+
+/* Raw: cJSON would round the largest seed. */
+static void add_limit(cJSON *schema, const Option *option, const char *name, double limit) {
+    char text[32];
+    snprintf(text, sizeof text, option->type == OPTION_WHOLE ? "%.0f" : "%g", limit);
+    cJSON_AddRawToObject(schema, name, text);
 }
 
 static bool is_written_quoted(const Option *option) {
@@ -215,14 +166,18 @@ static bool is_written_quoted(const Option *option) {
 
 static cJSON *option_schema(const Option *option) {
     char text[2 * LINE_SIZE], initial[LINE_SIZE];
-    cJSON *schema = cJSON_CreateObject();
+    describe_schema(option, text, sizeof text);
+    cJSON *schema = cJSON_Parse(text);
+    if (option->type == OPTION_WHOLE || option->type == OPTION_REAL) {
+        add_limit(schema, option, "minimum", option->minimum);
+        add_limit(schema, option, "maximum", option->maximum);
+    }
     int length = snprintf(text, sizeof text, "%s", option->help);
     if (option->unit) length += snprintf(text + length, sizeof text - (size_t)length, " Unit: %s.", option->unit);
-    if (!option->initial) {
-        snprintf(text + length, sizeof text - (size_t)length, " Default: %s.", describe_default(option, initial));
-    }
+    if (!option->initial)
+        snprintf(text + length, sizeof text - (size_t)length, " Default: %s.",
+                 option_describe_default(option, initial));
     cJSON_AddStringToObject(schema, "description", text);
-    add_type(schema, option);
     if (option->initial && is_written_quoted(option)) cJSON_AddStringToObject(schema, "default", option->initial);
     if (option->initial && !is_written_quoted(option)) cJSON_AddRawToObject(schema, "default", option->initial);
     return schema;
@@ -282,16 +237,9 @@ static cJSON *list_to_json(const char (*names)[NAME_SIZE], int count) {
 
 static cJSON *overrides_to_json(const RouteOverride *entries, int count, const Option *option) {
     cJSON *object = cJSON_CreateObject();
-    for (int i = 0; i < count; i++) {
+    for (int i = 0; i < count; i++)
         cJSON_AddStringToObject(object, entries[i].pattern, option->choices[entries[i].optimizer]);
-    }
     return object;
-}
-
-static cJSON *whole_to_json(int64_t value) {
-    char text[32];
-    snprintf(text, sizeof text, "%lld", (long long)value);
-    return cJSON_CreateRaw(text);
 }
 
 static cJSON *option_to_json(const Config *config, const Option *option) {
@@ -299,7 +247,7 @@ static cJSON *option_to_json(const Config *config, const Option *option) {
     const int *count = (const void *)((const char *)config + option->count_offset);
     switch (option->type) {
     case OPTION_WHOLE:
-        return whole_to_json(*(const int64_t *)member);
+        return metrics_number((double)*(const int64_t *)member);
     case OPTION_REAL:
         return metrics_number(*(const double *)member);
     case OPTION_FLAG:

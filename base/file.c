@@ -1,14 +1,11 @@
-/* Whole reads, atomic writes, folders, globs, checksums; see file.h.
- *
- * Every error reads "PATH: cannot VERB: REASON": the path first, then what was tried, then the system's words.
+/* See file.h. Every error reads "PATH: cannot VERB: REASON": the path first, then what was tried, then the system's
+ * words.
  */
 #include "base/file.h"
 
 #include <errno.h>
 #include <fcntl.h>
 #include <ftw.h>
-#include <glob.h>
-#include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 #include <sys/stat.h>
@@ -20,94 +17,89 @@ Status file_error(const char *path, const char *verb) {
 
 /* ---- whole files ------------------------------------------------------------------------------------------------ */
 
-/* Reads until `size` bytes or the end of the file; -1 on an error. */
-static int64_t read_fully(int fd, char *data, int64_t size) {
-    int64_t done = 0;
-    while (done < size) {
-        ssize_t n = read(fd, data + done, (size_t)(size - done));
-        if (n < 0 && errno == EINTR) continue;
-        if (n < 0) return -1;
-        if (n == 0) break;
-        done += n;
-    }
-    return done;
+static Status path_too_long(const char *path) {
+    return BAD_INPUT("%s: the path is longer than %d bytes", path, PATH_SIZE - 1);
 }
 
-static bool write_fully(int fd, const char *data, int64_t size) {
-    for (int64_t done = 0; done < size;) {
-        ssize_t n = write(fd, data + done, (size_t)(size - done));
-        if (n < 0 && errno == EINTR) continue;
-        if (n < 0) return false;
-        done += n;
+static Status read_open_file(FILE *file, const char *path, int64_t limit, char **data, int64_t *size) {
+    struct stat info;
+    if (fstat(fileno(file), &info) < 0) return file_error(path, "read");
+    if (!S_ISREG(info.st_mode)) return status_error(STATUS_IO, "%s: cannot read: not a regular file", path);
+    const long long expected = info.st_size;
+    if (expected > limit)
+        return BAD_INPUT("%s: the file has %lld bytes; at most %lld are allowed here", path, expected,
+                         (long long)limit);
+    char *buffer = malloc((size_t)expected + 1);
+    if (!buffer) return NO_MEMORY("%s: no memory for its %lld bytes", path, expected);
+    const size_t count = fread(buffer, 1, (size_t)expected, file);
+    if (count == (size_t)expected) {
+        buffer[count] = '\0';
+        *data = buffer;
+        *size = expected;
+        return status_ok();
     }
-    return true;
+    Status status = ferror(file)
+                        ? file_error(path, "read")
+                        : status_error(STATUS_IO, "%s: cannot read: it shrank from %lld to %zu bytes meanwhile", path,
+                                       expected, count);
+    free(buffer);
+    return status;
 }
 
 Status file_read(const char *path, int64_t limit, char **data, int64_t *size) {
-    Status status = status_ok();
-    char *buffer = NULL;
-    struct stat info;
-    int fd = open(path, O_RDONLY | O_CLOEXEC);
-    if (fd < 0) return file_error(path, "open");
-    if (fstat(fd, &info) < 0) {
-        status = file_error(path, "read");
-        goto done;
-    }
-    if (!S_ISREG(info.st_mode)) {
-        status = status_error(STATUS_IO, "%s: cannot read: not a regular file", path);
-        goto done;
-    }
-    int64_t expected = info.st_size;
-    if (expected > limit) {
-        status = status_error(STATUS_BAD_INPUT, "%s: the file has %lld bytes; at most %lld are allowed here", path,
-                              (long long)expected, (long long)limit);
-        goto done;
-    }
-    buffer = malloc((size_t)expected + 1);
-    if (!buffer) {
-        status = status_error(STATUS_OUT_OF_MEMORY, "%s: no memory for its %lld bytes", path, (long long)expected);
-        goto done;
-    }
-    int64_t count = read_fully(fd, buffer, expected);
-    if (count < 0) {
-        status = file_error(path, "read");
-        goto done;
-    }
-    if (count < expected) {
-        status = status_error(STATUS_IO, "%s: cannot read: it shrank from %lld to %lld bytes while it was read", path,
-                              (long long)expected, (long long)count);
-        goto done;
-    }
-    buffer[count] = '\0';
-    *data = buffer;
-    *size = count;
-    buffer = NULL;
-done:
-    free(buffer);
-    close(fd);
+    FILE *file = fopen(path, "rb");
+    if (!file) return file_error(path, "open");
+    Status status = read_open_file(file, path, limit, data, size);
+    fclose(file);
     return status;
 }
 
 Status file_write(const char *path, const void *data, int64_t size) {
-    char temporary[PATH_SIZE + sizeof ".tmp"];
-    int length = snprintf(temporary, sizeof temporary, "%s.tmp", path);
-    if (length < 0 || (size_t)length >= sizeof temporary) {
-        return status_error(STATUS_BAD_INPUT, "%s: the path is longer than %d bytes", path, PATH_SIZE - 1);
-    }
-    int fd = open(temporary, O_WRONLY | O_CREAT | O_TRUNC | O_CLOEXEC, 0666);
-    if (fd < 0) return file_error(temporary, "create");
-    Status status = status_ok();
-    /* fsync before the rename: otherwise a crash may leave the new name on a file whose bytes never reached the disk */
-    if (!write_fully(fd, data, size) || fsync(fd) < 0) status = file_error(temporary, "write");
-    if (close(fd) < 0 && !status.code) status = file_error(temporary, "write");
-    if (!status.code && rename(temporary, path) < 0) status = file_error(path, "replace");
-    if (status.code) unlink(temporary);
-    return status;
+    FileWriter w;
+    Status status;
+    if (FAILED(status, file_writer_open(&w, path))) return status;
+    if (FAILED(status, file_writer_put(&w, data, size))) return status;
+    return file_writer_finish(&w);
 }
 
 bool file_exists(const char *path) {
     struct stat info;
     return stat(path, &info) == 0;
+}
+
+/* ---- files in pieces -------------------------------------------------------------------------------------------- */
+
+Status file_writer_open(FileWriter *w, const char *path) {
+    *w = (FileWriter){0};
+    if (snprintf(w->path, sizeof w->path, "%s", path) >= PATH_SIZE) return path_too_long(path);
+    snprintf(w->temporary, sizeof w->temporary, "%s.tmp", w->path);
+    w->file = fopen(w->temporary, "wb");
+    return w->file ? status_ok() : file_error(w->temporary, "create");
+}
+
+Status file_writer_put(FileWriter *w, const void *data, int64_t size) {
+    if (fwrite(data, 1, (size_t)size, w->file) == (size_t)size) return status_ok();
+    Status status = file_error(w->temporary, "write");
+    file_writer_abandon(w);
+    return status;
+}
+
+Status file_writer_finish(FileWriter *w) {
+    Status status = status_ok();
+    /* fsync before the rename: otherwise a crash may leave the new name on a file whose bytes never reached the disk */
+    if (fflush(w->file) != 0 || fsync(fileno(w->file)) < 0) status = file_error(w->temporary, "write");
+    if (fclose(w->file) != 0 && !status.code) status = file_error(w->temporary, "write");
+    w->file = NULL;
+    if (!status.code && rename(w->temporary, w->path) < 0) status = file_error(w->path, "replace");
+    if (status.code) unlink(w->temporary);
+    return status;
+}
+
+void file_writer_abandon(FileWriter *w) {
+    if (!w->file) return;
+    fclose(w->file);
+    w->file = NULL;
+    unlink(w->temporary);
 }
 
 /* ---- folders ---------------------------------------------------------------------------------------------------- */
@@ -121,10 +113,8 @@ static bool is_folder(const char *path) {
 Status folder_create(const char *path) {
     char prefix[PATH_SIZE];
     size_t length = strlen(path);
-    if (length == 0) return status_error(STATUS_BAD_INPUT, "cannot create a folder without a name");
-    if (length >= sizeof prefix) {
-        return status_error(STATUS_BAD_INPUT, "%s: the path is longer than %d bytes", path, PATH_SIZE - 1);
-    }
+    if (length == 0) return BAD_INPUT("cannot create a folder without a name");
+    if (length >= sizeof prefix) return path_too_long(path);
     for (size_t i = 1; i <= length; i++) {
         if (path[i] != '/' && path[i] != '\0') continue;
         memcpy(prefix, path, i);
@@ -171,31 +161,17 @@ static int compare_paths(const void *a, const void *b) {
 Status file_glob(const char *pattern, FileList *list) {
     glob_t found;
     int code = glob(pattern, GLOB_NOSORT, NULL, &found);
-    if (code == GLOB_NOMATCH) return status_error(STATUS_BAD_INPUT, "%s: no file matches", pattern);
-    if (code == GLOB_NOSPACE) return status_error(STATUS_OUT_OF_MEMORY, "%s: no memory for the list", pattern);
+    if (code == GLOB_NOMATCH) return BAD_INPUT("%s: no file matches", pattern);
+    if (code == GLOB_NOSPACE) return NO_MEMORY("%s: no memory for the list", pattern);
     if (code != 0) return file_error(pattern, "search");
-
-    FileList copy = {.paths = calloc(found.gl_pathc, sizeof *copy.paths)};
-    bool complete = copy.paths != NULL;
-    for (size_t i = 0; complete && i < found.gl_pathc; i++) {
-        copy.paths[i] = strdup(found.gl_pathv[i]);
-        complete = copy.paths[i] != NULL;
-        if (complete) copy.count++;
-    }
-    globfree(&found);
-    if (!complete) {
-        file_list_free(&copy);
-        return status_error(STATUS_OUT_OF_MEMORY, "%s: no memory for the list", pattern);
-    }
     /* by bytes, not by locale: the order of shards is part of the order of training data */
-    qsort(copy.paths, (size_t)copy.count, sizeof *copy.paths, compare_paths);
-    *list = copy;
+    qsort(found.gl_pathv, found.gl_pathc, sizeof *found.gl_pathv, compare_paths);
+    *list = (FileList){.paths = found.gl_pathv, .count = (int64_t)found.gl_pathc, .found = found};
     return status_ok();
 }
 
 void file_list_free(FileList *list) {
-    for (int64_t i = 0; i < list->count; i++) free(list->paths[i]);
-    free(list->paths);
+    if (list->paths) globfree(&list->found);
     *list = (FileList){0};
 }
 
@@ -212,9 +188,7 @@ Status path_join(char *buffer, const char *dir, const char *name) {
     size_t length = strlen(dir);
     const char *separator = length > 0 && dir[length - 1] == '/' ? "" : "/";
     int needed = snprintf(buffer, PATH_SIZE, "%s%s%s", dir, separator, name);
-    if (needed < 0 || needed >= PATH_SIZE) {
-        return status_error(STATUS_BAD_INPUT, "%s%s%s: the path is longer than %d bytes", dir, separator, name,
-                            PATH_SIZE - 1);
-    }
+    if (needed < 0 || needed >= PATH_SIZE)
+        return BAD_INPUT("%s%s%s: the path is longer than %d bytes", dir, separator, name, PATH_SIZE - 1);
     return status_ok();
 }

@@ -1,8 +1,9 @@
 /* Files, as a trainer needs them: whole reads, atomic writes, folders, globs, checksums. Errors name the file. */
 #pragma once
 
+#include <glob.h>
 #include <stdbool.h>
-#include <stddef.h>
+#include <stdio.h>
 
 #include "base/status.h"
 
@@ -17,6 +18,16 @@ Status file_read(const char *path, int64_t limit, char **data, int64_t *size);
 /* Writes path.tmp, fsyncs, renames: after a crash the old file or the new one is there, never half of one. */
 Status file_write(const char *path, const void *data, int64_t size);
 
+/* The same in pieces. After an error, in any of the three, nothing is left of path.tmp, and the writer is closed. */
+typedef struct {
+    char path[PATH_SIZE], temporary[PATH_SIZE + sizeof ".tmp"];
+    FILE *file; /* the temporary one; NULL: closed */
+} FileWriter;
+Status file_writer_open(FileWriter *w, const char *path);
+Status file_writer_put(FileWriter *w, const void *data, int64_t size);
+Status file_writer_finish(FileWriter *w);
+void file_writer_abandon(FileWriter *w); /* removes path.tmp; does nothing where the writer is closed */
+
 Status folder_create(const char *path); /* with its parents; an existing folder is fine */
 Status folder_remove(const char *path); /* with all that is in it; a missing folder is fine */
 Status folder_sync(const char *path);   /* fsync: renames in it have reached the disk */
@@ -26,6 +37,7 @@ bool file_exists(const char *path);
 typedef struct {
     char **paths;
     int64_t count;
+    glob_t found; /* what owns them */
 } FileList;
 Status file_glob(const char *pattern, FileList *list);
 void file_list_free(FileList *list);

@@ -6,9 +6,6 @@
 #include <stdbool.h>
 #include <stdlib.h>
 #include <string.h>
-#include <unistd.h>
-
-#include "base/file.h"
 
 /* ---- resuming --------------------------------------------------------------------------------------------------- */
 
@@ -23,41 +20,27 @@ static bool line_stays(const char *line, ssize_t length, int64_t resume_step) {
 }
 
 /* Line by line: the file of a long run does not fit in memory. */
-static Status copy_lines(FILE *from, FILE *to, const char *path, int64_t resume_step) {
+static Status copy_lines(FILE *from, FileWriter *to, int64_t resume_step) {
     char *line = NULL;
     size_t capacity = 0;
     ssize_t length = 0;
     Status status = status_ok();
-    while ((length = getline(&line, &capacity, from)) >= 0) {
-        if (!line_stays(line, length, resume_step)) continue;
-        if (fwrite(line, 1, (size_t)length, to) != (size_t)length) break;
-    }
-    if (ferror(to)) {
-        status = file_error(path, "rewrite");
-    } else if (!feof(from)) {
-        status = file_error(path, "read");
-    }
+    while (!status.code && (length = getline(&line, &capacity, from)) >= 0)
+        if (line_stays(line, length, resume_step)) status = file_writer_put(to, line, length);
+    if (!status.code && !feof(from)) status = file_error(to->path, "read");
     free(line);
     return status;
 }
 
 /* Through a temporary file: a crash in the middle leaves the old lines in place. */
 static Status drop_lines_after(const char *path, int64_t resume_step) {
-    char temporary[sizeof((MetricsWriter *)0)->path + sizeof ".tmp"];
-    snprintf(temporary, sizeof temporary, "%s.tmp", path);
+    FileWriter to;
     FILE *from = fopen(path, "r");
     if (!from) return errno == ENOENT ? status_ok() : file_error(path, "open");
-    FILE *to = fopen(temporary, "w");
-    if (!to) {
-        fclose(from);
-        return file_error(temporary, "create");
-    }
-    Status status = copy_lines(from, to, path, resume_step);
-    if (!status.code && (fflush(to) != 0 || fsync(fileno(to)) != 0)) status = file_error(temporary, "write");
+    Status status = file_writer_open(&to, path);
+    if (!status.code && !FAILED(status, copy_lines(from, &to, resume_step))) status = file_writer_finish(&to);
+    file_writer_abandon(&to);
     fclose(from);
-    if (fclose(to) != 0 && !status.code) status = file_error(temporary, "write");
-    if (!status.code && rename(temporary, path) != 0) status = file_error(path, "replace");
-    if (status.code) unlink(temporary);
     return status;
 }
 
@@ -65,19 +48,13 @@ static Status drop_lines_after(const char *path, int64_t resume_step) {
 
 Status metrics_open(MetricsWriter *w, const char *run_dir, int64_t resume_step) {
     MetricsWriter fresh = {0};
-    int length = snprintf(fresh.path, sizeof fresh.path, "%s/metrics.jsonl", run_dir);
-    if (length < 0 || (size_t)length >= sizeof fresh.path) {
-        return status_error(STATUS_BAD_INPUT, "%s/metrics.jsonl: the path is longer than %zu bytes", run_dir,
-                            sizeof fresh.path - 1);
-    }
-    if (resume_step > 0) {
-        Status status = drop_lines_after(fresh.path, resume_step);
-        if (status.code) return status;
-    }
+    Status status = path_join(fresh.path, run_dir, "metrics.jsonl");
+    if (!status.code && resume_step > 0) status = drop_lines_after(fresh.path, resume_step);
+    if (status.code) return status;
     fresh.file = fopen(fresh.path, resume_step > 0 ? "a" : "w");
     if (!fresh.file) return file_error(fresh.path, "open");
     *w = fresh;
-    return status_ok();
+    return status;
 }
 
 void metrics_close(MetricsWriter *w) {
@@ -90,7 +67,7 @@ void metrics_close(MetricsWriter *w) {
 static Status write_line(MetricsWriter *w, cJSON *line) {
     char *text = cJSON_PrintUnformatted(line);
     cJSON_Delete(line);
-    if (!text) return status_error(STATUS_OUT_OF_MEMORY, "%s: no memory for a line", w->path);
+    if (!text) return NO_MEMORY("%s: no memory for a line", w->path);
     Status status = status_ok();
     if (fprintf(w->file, "%s\n", text) < 0 || fflush(w->file) != 0) status = file_error(w->path, "write");
     cJSON_free(text);
@@ -124,43 +101,30 @@ Status metrics_write_later(MetricsWriter *w, cJSON *line, MetricsFinish *finish,
 
 /* ---- numbers ---------------------------------------------------------------------------------------------------- */
 
-static double parse_double(const char *text) {
-    return strtod(text, NULL);
-}
-
-static double parse_float(const char *text) {
-    return (double)strtof(text, NULL);
-}
-
-/* cJSON prints up to 17 digits and compares with a tolerance; these are the fewest digits that `parse` reads back as
- * the same value. Whole numbers come without an exponent. NULL: not finite. */
-static const char *format_number(char *buffer, size_t size, double value, double (*parse)(const char *)) {
-    if (!isfinite(value)) return NULL;
-    if (value == floor(value) && fabs(value) < 1e15) {
-        snprintf(buffer, size, "%.0f", value);
-        return buffer;
+/* cJSON prints up to 17 digits and compares with a tolerance; these are the fewest digits that are read back as the
+ * same double, or float. Whole numbers come without an exponent. */
+static cJSON *shortest_number(double value, bool is_float) {
+    char text[32];
+    if (!isfinite(value)) return cJSON_CreateNull();
+    bool whole = value == floor(value) && fabs(value) <= 0x1p53, same = false;
+    if (whole) snprintf(text, sizeof text, "%.0f", value);
+    for (int digits = 1; !whole && !same && digits <= 17; digits++) {
+        snprintf(text, sizeof text, "%.*g", digits, value);
+        same = (is_float ? (double)strtof(text, NULL) : strtod(text, NULL)) == value;
     }
-    for (int digits = 1; digits <= 17; digits++) {
-        snprintf(buffer, size, "%.*g", digits, value);
-        if (parse(buffer) == value) break;
-    }
-    return buffer;
+    return cJSON_CreateRaw(text);
 }
 
 cJSON *metrics_number(double value) {
-    char buffer[32];
-    const char *text = format_number(buffer, sizeof buffer, value, parse_double);
-    return text ? cJSON_CreateRaw(text) : cJSON_CreateNull();
+    return shortest_number(value, false);
+}
+
+cJSON *metrics_float(float value) {
+    return shortest_number((double)value, true);
 }
 
 void metrics_add_number(cJSON *object, const char *name, double value) {
     cJSON_AddItemToObject(object, name, metrics_number(value));
-}
-
-cJSON *metrics_float(float value) {
-    char buffer[32];
-    const char *text = format_number(buffer, sizeof buffer, (double)value, parse_float);
-    return text ? cJSON_CreateRaw(text) : cJSON_CreateNull();
 }
 
 void metrics_add_float(cJSON *object, const char *name, float value) {

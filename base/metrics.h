@@ -2,16 +2,15 @@
 #pragma once
 
 #include <cjson/cJSON.h>
-#include <stdio.h>
 
-#include "base/status.h"
+#include "base/file.h"
 
 /* Adds what is still missing to a line, and waits for it if it must. After a failure the line is dropped. */
 typedef Status MetricsFinish(void *context, cJSON *line);
 
 typedef struct {
     FILE *file;
-    char path[1100];
+    char path[PATH_SIZE];
     cJSON *waiting; /* the newest line, until `finish` has been called; or NULL */
     MetricsFinish *finish;
     void *context;

@@ -1,6 +1,7 @@
 /* A clock at the boundaries between the phases of a training step: where its time goes, without a clock in its lines.
  *
- *      phases_begin | DATA | FORWARD | PROBES | BACKWARD | DATA | .. | NORM | OPTIMIZER | PROBES | OPTIMIZER | phases_end
+ *      phases_begin | DATA | FORWARD | PROBES | BACKWARD | DATA | .. | NORM | OPTIMIZER | PROBES | OPTIMIZER |
+ * phases_end
  *
  * Times are the host's. On a device that runs asynchronously a phase ends when its work has been handed over, unless
  * `settle` waits for it.

@@ -28,6 +28,10 @@ typedef struct {
 Status status_ok(void);
 Status status_error(StatusCode code, const char *format, ...) __attribute__((format(printf, 2, 3)));
 
+/* What most failures are. */
+#define BAD_INPUT(...) status_error(STATUS_BAD_INPUT, __VA_ARGS__)
+#define NO_MEMORY(...) status_error(STATUS_OUT_OF_MEMORY, __VA_ARGS__)
+
 /* Evaluates to true on failure, and keeps the failure in `status`:   if (FAILED(status, f(x))) goto done; */
 #define FAILED(status, call) (((status) = (call)).code != STATUS_OK)
 

@@ -49,10 +49,7 @@ struct Dataset {
     SyntheticLanguage language;
     SyntheticSplit split;
 
-    int64_t tokens;              /* 0: endless */
-    int64_t windows[GRID_COUNT]; /* of all sources; an epoch of 0: endless */
-    uint64_t fingerprint;
-    char description[PATH_SIZE + 128];
+    DatasetFacts facts;
 };
 
 /* ---- opening ---------------------------------------------------------------------------------------------------- */
@@ -62,15 +59,16 @@ static Status open_synthetic(Dataset *dataset, const DataConfig *config, bool va
     Status status =
         synthetic_init(language, dataset->vocab, config->synthetic_states, config->synthetic_zipf, dataset->seed);
     if (status.code) return status;
+    dataset->facts.entropy_floor = language->entropy;
     dataset->split = validation ? SYNTHETIC_VALIDATION : SYNTHETIC_TRAIN;
-    dataset->windows[GRID_EVALUATION] = (SYNTHETIC_EVALUATION_TOKENS + dataset->context - 1) / dataset->context;
-    dataset->tokens = validation ? dataset->windows[GRID_EVALUATION] * dataset->context : 0;
+    dataset->facts.windows = (SYNTHETIC_EVALUATION_TOKENS + dataset->context - 1) / dataset->context;
+    dataset->facts.tokens = validation ? dataset->facts.windows * dataset->context : 0;
 
     const uint64_t identity[] = {(uint64_t)language->vocab, (uint64_t)language->states, language->seed,
                                  (uint64_t)dataset->split};
     uint64_t hash = file_hash(FILE_HASH_START, identity, sizeof identity);
-    dataset->fingerprint = file_hash(hash, &language->zipf, sizeof language->zipf);
-    snprintf(dataset->description, sizeof dataset->description,
+    dataset->facts.fingerprint = file_hash(hash, &language->zipf, sizeof language->zipf);
+    snprintf(dataset->facts.description, sizeof dataset->facts.description,
              "synthetic language, %lld tokens in %lld states, Zipf exponent %g, entropy %.4f nats a token",
              (long long)language->vocab, (long long)language->states, language->zipf, language->entropy);
     return status;
@@ -78,8 +76,7 @@ static Status open_synthetic(Dataset *dataset, const DataConfig *config, bool va
 
 static Status open_shards(Dataset *dataset, const FileList *files) {
     dataset->sources = calloc((size_t)files->count, sizeof *dataset->sources);
-    if (!dataset->sources)
-        return status_error(STATUS_OUT_OF_MEMORY, "no memory for a list of %lld token files", (long long)files->count);
+    if (!dataset->sources) return NO_MEMORY("no memory for a list of %lld token files", (long long)files->count);
     for (int64_t i = 0; i < files->count; i++) {
         Status status = shard_open(&dataset->sources[i].shard, files->paths[i]);
         if (status.code) return status;
@@ -90,19 +87,20 @@ static Status open_shards(Dataset *dataset, const FileList *files) {
 
 /* Numbers the windows of both grids, and hashes the shards in their order. */
 static void lay_out_windows(Dataset *dataset) {
-    dataset->fingerprint = FILE_HASH_START;
+    dataset->facts.fingerprint = FILE_HASH_START;
+    dataset->facts.entropy_floor = (double)NAN;
     for (int64_t i = 0; i < dataset->source_count; i++) {
         Source *source = &dataset->sources[i];
         int64_t count = source->shard.count, context = dataset->context;
         int64_t complete = (count - 1) / context;
         source->windows[GRID_EVALUATION] = complete;
         source->windows[GRID_EPOCH] = complete < 2 ? complete : count / context - 1;
-        for (int grid = 0; grid < GRID_COUNT; grid++) {
-            source->first[grid] = dataset->windows[grid];
-            dataset->windows[grid] += source->windows[grid];
-        }
-        dataset->tokens += count;
-        dataset->fingerprint = shard_hash(&source->shard, dataset->fingerprint);
+        source->first[GRID_EVALUATION] = dataset->facts.windows;
+        source->first[GRID_EPOCH] = dataset->facts.epoch;
+        dataset->facts.windows += source->windows[GRID_EVALUATION];
+        dataset->facts.epoch += source->windows[GRID_EPOCH];
+        dataset->facts.tokens += count;
+        dataset->facts.fingerprint = shard_hash(&source->shard, dataset->facts.fingerprint);
     }
 }
 
@@ -129,18 +127,16 @@ static Status open_files(Dataset *dataset, const char *pattern, bool validation)
     if (FAILED(status, open_shards(dataset, &files))) goto done;
     if (FAILED(status, check_tokens(dataset))) goto done;
     lay_out_windows(dataset);
-    if (dataset_windows(dataset) == 0) {
-        status =
-            status_error(STATUS_BAD_INPUT,
-                         "%s: %lld tokens in %lld file%s, but none holds the %lld of one window: model.context + 1",
-                         pattern, (long long)dataset->tokens, (long long)files.count, files.count == 1 ? "" : "s",
-                         (long long)(dataset->context + 1));
+    if (dataset->facts.windows == 0) {
+        status = BAD_INPUT("%s: %lld tokens in %lld file%s, but none holds the %lld of one window: model.context + 1",
+                           pattern, (long long)dataset->facts.tokens, (long long)files.count,
+                           files.count == 1 ? "" : "s", (long long)(dataset->context + 1));
         goto done;
     }
     for (int64_t i = 0; i < dataset->source_count; i++)
         shard_expect(&dataset->sources[i].shard, validation ? SHARD_SEQUENTIAL : SHARD_RANDOM);
-    snprintf(dataset->description, sizeof dataset->description, "%lld token file%s, %lld tokens (%s)",
-             (long long)files.count, files.count == 1 ? "" : "s", (long long)dataset->tokens, pattern);
+    snprintf(dataset->facts.description, sizeof dataset->facts.description, "%lld token file%s, %lld tokens (%s)",
+             (long long)files.count, files.count == 1 ? "" : "s", (long long)dataset->facts.tokens, pattern);
 done:
     file_list_free(&files);
     return status;
@@ -150,7 +146,7 @@ Status dataset_open(Dataset **dataset, const char *source, int64_t vocab, int64_
                     const DataConfig *config, bool validation) {
     CHECK(vocab >= 1 && context >= 1, "vocab %lld, context %lld", (long long)vocab, (long long)context);
     Dataset *opened = calloc(1, sizeof *opened);
-    if (!opened) return status_error(STATUS_OUT_OF_MEMORY, "no memory for a data set");
+    if (!opened) return NO_MEMORY("no memory for a data set");
     opened->vocab = vocab;
     opened->context = context;
     opened->seed = (uint64_t)seed;
@@ -198,7 +194,7 @@ static int64_t find_source(const Dataset *dataset, Grid grid, int64_t index) {
 
 Status dataset_train_sample(const Dataset *dataset, int64_t index, int32_t *tokens, int32_t *targets) {
     CHECK(index >= 0, "sample %lld", (long long)index);
-    int64_t context = dataset->context, epoch_windows = dataset->windows[GRID_EPOCH];
+    int64_t context = dataset->context, epoch_windows = dataset->facts.epoch;
     if (dataset->source_count == 0) {
         synthetic_sample(&dataset->language, dataset->split, index, context, tokens, targets);
         return status_ok();
@@ -216,8 +212,8 @@ Status dataset_train_sample(const Dataset *dataset, int64_t index, int32_t *toke
 }
 
 Status dataset_window(const Dataset *dataset, int64_t index, int32_t *tokens, int32_t *targets) {
-    CHECK(index >= 0 && index < dataset_windows(dataset), "window %lld of %lld", (long long)index,
-          (long long)dataset_windows(dataset));
+    CHECK(index >= 0 && index < dataset->facts.windows, "window %lld of %lld", (long long)index,
+          (long long)dataset->facts.windows);
     if (dataset->source_count == 0) {
         synthetic_sample(&dataset->language, dataset->split, index, dataset->context, tokens, targets);
         return status_ok();
@@ -227,28 +223,6 @@ Status dataset_window(const Dataset *dataset, int64_t index, int32_t *tokens, in
     return read_window(dataset, &source->shard, first, tokens, targets);
 }
 
-/* ---- facts ------------------------------------------------------------------------------------------------------ */
-
-int64_t dataset_windows(const Dataset *dataset) {
-    return dataset->windows[GRID_EVALUATION];
-}
-
-int64_t dataset_epoch(const Dataset *dataset) {
-    return dataset->windows[GRID_EPOCH];
-}
-
-int64_t dataset_tokens(const Dataset *dataset) {
-    return dataset->tokens;
-}
-
-double dataset_entropy_floor(const Dataset *dataset) {
-    return dataset->source_count == 0 ? dataset->language.entropy : (double)NAN;
-}
-
-uint64_t dataset_fingerprint(const Dataset *dataset) {
-    return dataset->fingerprint;
-}
-
-const char *dataset_description(const Dataset *dataset) {
-    return dataset->description;
+const DatasetFacts *dataset_facts(const Dataset *dataset) {
+    return &dataset->facts;
 }

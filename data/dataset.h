@@ -28,17 +28,18 @@ void dataset_close(Dataset *dataset); /* NULL is fine */
  * undefined after a failure, which can only be a token >= vocab. Safe to call from several threads. */
 Status dataset_train_sample(const Dataset *dataset, int64_t index, int32_t *tokens, int32_t *targets);
 
-/* File order: window `index` of dataset_windows(), for evaluation. Outputs and failures as above. */
+/* File order: window `index` of dataset_facts()->windows, for evaluation. Outputs and failures as above. */
 Status dataset_window(const Dataset *dataset, int64_t index, int32_t *tokens, int32_t *targets);
 
-int64_t dataset_windows(const Dataset *dataset); /* non-overlapping windows of context tokens that have all targets */
-int64_t dataset_epoch(const Dataset *dataset);   /* training samples of one epoch; 0: the stream never repeats */
-int64_t dataset_tokens(const Dataset *dataset);  /* 0: the stream never ends (synthetic training text) */
-double dataset_entropy_floor(const Dataset *dataset); /* nats per token; NaN where it is not known (real text) */
+typedef struct {
+    int64_t windows;      /* non-overlapping windows of context tokens that have all targets */
+    int64_t epoch;        /* training samples of one epoch; 0: the stream never repeats */
+    int64_t tokens;       /* 0: the stream never ends (synthetic training text) */
+    double entropy_floor; /* nats per token; NaN where it is not known (real text) */
+    /* Of sizes, token counts and sampled contents (or of the language's numbers): a resume compares it. Files may be
+     * moved and renamed as long as their order stays. */
+    uint64_t fingerprint;
+    char description[PATH_SIZE + 128]; /* "2 token files, 1003854 tokens (datasets/shakespeare/train_*.bin)" */
+} DatasetFacts;
 
-/* Of sizes, token counts and sampled contents (or of the language's numbers): a resume compares it. Files may be moved
- * and renamed as long as their order stays. */
-uint64_t dataset_fingerprint(const Dataset *dataset);
-
-/* "2 token files, 1003854 tokens (datasets/shakespeare/train_*.bin)": for the line that a run prints. */
-const char *dataset_description(const Dataset *dataset);
+const DatasetFacts *dataset_facts(const Dataset *dataset);

@@ -19,8 +19,10 @@ enum {
 
 /* ---- tokens as text --------------------------------------------------------------------------------------------- */
 
-/* Bytes as they would stand in a C string: no byte of a file can reach the terminal as a control sequence. */
-static void print_bytes(const uint8_t *bytes, int64_t length, FILE *out) {
+/* Its bytes as they would stand in a C string: no byte of a file can reach the terminal as a control sequence. */
+static void print_token(const Tokenizer *tokenizer, uint32_t token, FILE *out) {
+    int64_t length = 0;
+    const uint8_t *bytes = tokenizer_decode(tokenizer, token, &length);
     for (int64_t i = 0; i < length; i++) {
         if (bytes[i] == '\n')
             fputs("\\n", out);
@@ -31,23 +33,6 @@ static void print_bytes(const uint8_t *bytes, int64_t length, FILE *out) {
         else
             fprintf(out, "\\x%02x", bytes[i]);
     }
-}
-
-static void print_token(const Tokenizer *tokenizer, uint32_t token, FILE *out) {
-    int64_t length = 0;
-    const uint8_t *bytes = tokenizer_decode(tokenizer, token, &length);
-    print_bytes(bytes, length, out);
-}
-
-/* tokenizer.bin beside the file, if there is one; else a tokenizer without tokens. */
-static Status read_tokenizer_beside(Tokenizer *tokenizer, const char *path) {
-    char folder[PATH_SIZE], beside[PATH_SIZE];
-    *tokenizer = (Tokenizer){0};
-    const char *slash = strrchr(path, '/');
-    snprintf(folder, sizeof folder, "%.*s", slash ? (int)(slash - path + 1) : 2, slash ? path : "./");
-    Status status;
-    if (FAILED(status, path_join(beside, folder, "tokenizer.bin"))) return status;
-    return file_exists(beside) ? tokenizer_read(tokenizer, beside) : status_ok();
 }
 
 /* ---- frequencies ------------------------------------------------------------------------------------------------ */
@@ -76,7 +61,7 @@ static int find_frequent(const int64_t *counts, int64_t limit, int64_t *frequent
 
 static Status print_frequencies(const Shard *shard, const Tokenizer *tokenizer, int64_t limit, FILE *out) {
     int64_t *counts = calloc((size_t)limit, sizeof *counts);
-    if (!counts) return status_error(STATUS_OUT_OF_MEMORY, "no memory to count %lld tokens", (long long)limit);
+    if (!counts) return NO_MEMORY("no memory to count %lld tokens", (long long)limit);
     int64_t distinct = 0;
     for (int64_t i = 0; i < shard->count; i++) distinct += counts[shard_token(shard, i)]++ == 0;
     double entropy = unigram_entropy(counts, limit, shard->count);
@@ -114,7 +99,7 @@ Status inspect_token_file(const char *path, FILE *out) {
     Tokenizer tokenizer = {0};
     Status status;
     if (FAILED(status, shard_open(&shard, path))) return status;
-    if (FAILED(status, read_tokenizer_beside(&tokenizer, path))) goto done;
+    if (FAILED(status, tokenizer_read_beside(&tokenizer, path))) goto done;
     shard_expect(&shard, SHARD_SEQUENTIAL);
     int64_t limit = (int64_t)shard_largest_token(&shard) + 1;
 

@@ -8,12 +8,10 @@
 #include "data/prepare.h"
 
 #include <dirent.h>
-#include <errno.h>
 #include <fnmatch.h>
 #include <math.h>
 #include <stdbool.h>
 #include <stdlib.h>
-#include <string.h>
 #include <sys/stat.h>
 #include <unistd.h>
 
@@ -43,13 +41,13 @@ PrepareOptions prepare_defaults(void) {
 }
 
 static Status check_options(int file_count, PrepareOptions options) {
-    if (file_count < 1) return status_error(STATUS_BAD_INPUT, "prepare: no text file given");
+    if (file_count < 1) return BAD_INPUT("prepare: no text file given");
     if (!(options.validation_fraction > 0.0 && options.validation_fraction < 0.5))
-        return status_error(STATUS_BAD_INPUT, "prepare: expected a validation fraction above 0 and below 0.5, found %g",
-                            options.validation_fraction);
+        return BAD_INPUT("prepare: expected a validation fraction above 0 and below 0.5, found %g",
+                         options.validation_fraction);
     if (options.shard_tokens < 1 || options.shard_tokens > INT32_MAX)
-        return status_error(STATUS_BAD_INPUT, "prepare: expected a shard size of 1 to %d tokens, found %lld", INT32_MAX,
-                            (long long)options.shard_tokens);
+        return BAD_INPUT("prepare: expected a shard size of 1 to %d tokens, found %lld", INT32_MAX,
+                         (long long)options.shard_tokens);
     return status_ok();
 }
 
@@ -59,16 +57,15 @@ static Status measure_files(int file_count, char **files, FILE *log, int64_t *to
     *total = 0;
     for (int i = 0; i < file_count; i++) {
         struct stat info;
-        if (stat(files[i], &info)) return status_error(STATUS_IO, "%s: cannot read: %s", files[i], strerror(errno));
+        if (stat(files[i], &info)) return file_error(files[i], "read");
         if (!S_ISREG(info.st_mode))
-            return status_error(STATUS_BAD_INPUT, "%s: not a regular file; write the text to a file first", files[i]);
+            return BAD_INPUT("%s: not a regular file; write the text to a file first", files[i]);
         fprintf(log, "reads   %s, %lld bytes\n", files[i], (long long)info.st_size);
         *total += (int64_t)info.st_size;
     }
     if (*total >= 2) return status_ok();
-    return status_error(STATUS_BAD_INPUT,
-                        "%s%s: %lld bytes of text; at least 2 are needed, one for training and one for validation",
-                        files[0], file_count > 1 ? " and the other files" : "", (long long)*total);
+    return BAD_INPUT("%s%s: %lld bytes of text; at least 2 are needed, one for training and one for validation",
+                     files[0], file_count > 1 ? " and the other files" : "", (long long)*total);
 }
 
 /* The next `count` bytes of all files, one after the other. */
@@ -78,10 +75,9 @@ static Status read_text(TextStream *stream, uint8_t *text, int64_t count) {
             return status_error(STATUS_IO, "%s: a text file shrank while it was read",
                                 stream->paths[stream->file_count - 1]);
         const char *path = stream->paths[stream->current];
-        if (!stream->file && !(stream->file = fopen(path, "rb")))
-            return status_error(STATUS_IO, "%s: cannot open: %s", path, strerror(errno));
+        if (!stream->file && !(stream->file = fopen(path, "rb"))) return file_error(path, "open");
         done += (int64_t)fread(text + done, 1, (size_t)(count - done), stream->file);
-        if (ferror(stream->file)) return status_error(STATUS_IO, "%s: cannot read: %s", path, strerror(errno));
+        if (ferror(stream->file)) return file_error(path, "read");
         if (done == count) break;
         fclose(stream->file);
         stream->file = NULL;
@@ -151,14 +147,13 @@ static Status move_file(const char *name, const char *from, const char *to) {
     Status status;
     if (FAILED(status, path_join(old_path, from, name))) return status;
     if (FAILED(status, path_join(new_path, to, name))) return status;
-    if (rename(old_path, new_path)) return status_error(STATUS_IO, "%s: cannot create: %s", new_path, strerror(errno));
-    return status_ok();
+    return rename(old_path, new_path) == 0 ? status_ok() : file_error(new_path, "create");
 }
 
 static Status move_corpus(const char *from, const char *to) {
     struct dirent **entries = NULL;
     int count = scandir(from, &entries, is_corpus_file, alphasort);
-    if (count < 0) return status_error(STATUS_IO, "%s: cannot list the folder: %s", from, strerror(errno));
+    if (count < 0) return file_error(from, "list the folder");
     Status status = status_ok();
     for (int i = 0; i < count; i++) {
         if (!status.code) status = move_file(entries[i]->d_name, from, to);

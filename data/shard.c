@@ -5,9 +5,7 @@
  */
 #include "data/shard.h"
 
-#include <errno.h>
 #include <fcntl.h>
-#include <string.h>
 #include <sys/mman.h>
 #include <sys/stat.h>
 #include <unistd.h>
@@ -40,42 +38,36 @@ static Status check_header(Shard *shard) {
     const ShardHeader *header = shard->map;
     shard->format = find_format(header->magic);
     if (!shard->format)
-        return status_error(STATUS_BAD_INPUT,
-                            "%s is not a token file: found the magic number %d at offset 0, expected %d (uint16) or %d "
-                            "(uint32); `./train_gpt prepare OUT_DIR FILE...` makes token files from text",
-                            shard->path, header->magic, token_formats[TOKEN_U16].magic, token_formats[TOKEN_U32].magic);
+        return BAD_INPUT("%s is not a token file: found the magic number %d at offset 0, expected %d (uint16) or %d "
+                         "(uint32); `./train_gpt prepare OUT_DIR FILE...` makes token files from text",
+                         shard->path, header->magic, token_formats[TOKEN_U16].magic, token_formats[TOKEN_U32].magic);
     if (header->version != shard->format->version)
-        return status_error(STATUS_BAD_INPUT, "%s: found version %d at offset 4, expected %d after the magic number %d",
-                            shard->path, header->version, shard->format->version, header->magic);
+        return BAD_INPUT("%s: found version %d at offset 4, expected %d after the magic number %d", shard->path,
+                         header->version, shard->format->version, header->magic);
     if (header->count < 1)
-        return status_error(STATUS_BAD_INPUT, "%s: found a token count of %d at offset 8, expected at least 1",
-                            shard->path, header->count);
+        return BAD_INPUT("%s: found a token count of %d at offset 8, expected at least 1", shard->path, header->count);
     shard->count = header->count;
 
     int64_t expected = SHARD_HEADER_BYTES + shard->count * shard->format->width;
     if (shard->bytes == expected) return status_ok();
-    return status_error(
-        STATUS_BAD_INPUT,
-        "%s: %s: the header (offset 8) announces %lld %s tokens, which end at offset %lld, but the file "
-        "has %lld bytes",
-        shard->path, shard->bytes < expected ? "truncated" : "trailing bytes", (long long)shard->count,
-        shard->format->name, (long long)expected, (long long)shard->bytes);
+    return BAD_INPUT("%s: %s: the header (offset 8) announces %lld %s tokens, which end at offset %lld, but the file "
+                     "has %lld bytes",
+                     shard->path, shard->bytes < expected ? "truncated" : "trailing bytes", (long long)shard->count,
+                     shard->format->name, (long long)expected, (long long)shard->bytes);
 }
 
 static Status check_file(Shard *shard, int file) {
     struct stat info;
-    if (fstat(file, &info)) return status_error(STATUS_IO, "%s: cannot examine: %s", shard->path, strerror(errno));
+    if (fstat(file, &info)) return file_error(shard->path, "examine");
     if (!S_ISREG(info.st_mode))
-        return status_error(STATUS_BAD_INPUT, "%s: not a regular file; token files are mapped into memory",
-                            shard->path);
+        return BAD_INPUT("%s: not a regular file; token files are mapped into memory", shard->path);
     shard->bytes = (int64_t)info.st_size;
     if (shard->bytes == 0)
-        return status_error(STATUS_BAD_INPUT, "%s: the file is empty; a token file begins with a header of %d bytes",
-                            shard->path, SHARD_HEADER_BYTES);
+        return BAD_INPUT("%s: the file is empty; a token file begins with a header of %d bytes", shard->path,
+                         SHARD_HEADER_BYTES);
     if (shard->bytes < SHARD_HEADER_BYTES)
-        return status_error(STATUS_BAD_INPUT,
-                            "%s: the file ends at offset %lld, inside the header of %d bytes of a token file",
-                            shard->path, (long long)shard->bytes, SHARD_HEADER_BYTES);
+        return BAD_INPUT("%s: the file ends at offset %lld, inside the header of %d bytes of a token file", shard->path,
+                         (long long)shard->bytes, SHARD_HEADER_BYTES);
     return status_ok();
 }
 
@@ -83,21 +75,19 @@ Status shard_open(Shard *shard, const char *path) {
     *shard = (Shard){0};
     Status status = status_ok();
     if (snprintf(shard->path, sizeof shard->path, "%s", path) >= PATH_SIZE)
-        return status_error(STATUS_BAD_INPUT, "%s: the path is longer than %d bytes", path, PATH_SIZE - 1);
+        return BAD_INPUT("%s: the path is longer than %d bytes", path, PATH_SIZE - 1);
 
     int file = open(path, O_RDONLY | O_CLOEXEC);
-    if (file < 0) return status_error(STATUS_IO, "%s: cannot open the token file: %s", path, strerror(errno));
-    if (FAILED(status, check_file(shard, file))) goto done;
-    void *map = mmap(NULL, (size_t)shard->bytes, PROT_READ, MAP_SHARED, file, 0);
-    if (map == MAP_FAILED) {
-        status = status_error(STATUS_IO, "%s: cannot map its %lld bytes into memory: %s", path, (long long)shard->bytes,
-                              strerror(errno));
-        goto done;
+    if (file < 0) return file_error(path, "open the token file");
+    if (!FAILED(status, check_file(shard, file))) {
+        void *map = mmap(NULL, (size_t)shard->bytes, PROT_READ, MAP_SHARED, file, 0);
+        if (map == MAP_FAILED)
+            status = file_error(path, "map into memory");
+        else
+            shard->map = map;
     }
-    shard->map = map;
-    status = check_header(shard);
-done:
     close(file); /* the map holds the file */
+    if (!status.code) status = check_header(shard);
     if (status.code) shard_close(shard);
     return status;
 }
@@ -115,40 +105,34 @@ static const void *token_bytes(const Shard *shard, int64_t index) {
     return (const char *)shard->map + SHARD_HEADER_BYTES + index * shard->format->width;
 }
 
+static inline uint32_t token_of(const Shard *shard, const void *tokens, int64_t i) {
+    return shard->format->type == TOKEN_U16 ? ((const uint16_t *)tokens)[i] : ((const uint32_t *)tokens)[i];
+}
+
 uint32_t shard_token(const Shard *shard, int64_t index) {
     CHECK(index >= 0 && index < shard->count, "token %lld of %lld", (long long)index, (long long)shard->count);
-    const void *token = token_bytes(shard, index);
-    return shard->format->type == TOKEN_U16 ? *(const uint16_t *)token : *(const uint32_t *)token;
-}
-
-static uint32_t largest_u16(const uint16_t *tokens, int64_t count) {
-    uint16_t largest = 0;
-#pragma omp parallel for reduction(max : largest) schedule(static)
-    for (int64_t i = 0; i < count; i++) largest = tokens[i] > largest ? tokens[i] : largest;
-    return largest;
-}
-
-static uint32_t largest_u32(const uint32_t *tokens, int64_t count) {
-    uint32_t largest = 0;
-#pragma omp parallel for reduction(max : largest) schedule(static)
-    for (int64_t i = 0; i < count; i++) largest = tokens[i] > largest ? tokens[i] : largest;
-    return largest;
+    return token_of(shard, token_bytes(shard, 0), index);
 }
 
 uint32_t shard_largest_token(const Shard *shard) {
     const void *tokens = token_bytes(shard, 0);
-    return shard->format->type == TOKEN_U16 ? largest_u16(tokens, shard->count) : largest_u32(tokens, shard->count);
+    uint32_t largest = 0;
+#pragma omp parallel for reduction(max : largest) schedule(static)
+    for (int64_t i = 0; i < shard->count; i++) {
+        uint32_t token = token_of(shard, tokens, i);
+        largest = token > largest ? token : largest;
+    }
+    return largest;
 }
 
 /* The message for the first token of [first, first + count) that is >= vocab; there is one. */
 static Status bad_token(const Shard *shard, int64_t first, int64_t count, int64_t vocab) {
     int64_t index = first;
     while (index < first + count - 1 && (int64_t)shard_token(shard, index) < vocab) index++;
-    return status_error(STATUS_BAD_INPUT,
-                        "%s: token %lld (offset %lld) is %u, but the vocabulary has %lld: raise model.vocab or prepare "
-                        "the text again",
-                        shard->path, (long long)index, (long long)(SHARD_HEADER_BYTES + index * shard->format->width),
-                        shard_token(shard, index), (long long)vocab);
+    return BAD_INPUT("%s: token %lld (offset %lld) is %u, but the vocabulary has %lld: raise model.vocab or prepare "
+                     "the text again",
+                     shard->path, (long long)index, (long long)(SHARD_HEADER_BYTES + index * shard->format->width),
+                     shard_token(shard, index), (long long)vocab);
 }
 
 Status shard_read(const Shard *shard, int64_t first, int64_t count, int64_t vocab, int32_t *tokens) {
@@ -159,8 +143,7 @@ Status shard_read(const Shard *shard, int64_t first, int64_t count, int64_t voca
     uint32_t largest = 0;
     /* The values that are compared are those that were copied: a file that changes meanwhile cannot slip through. */
     for (int64_t i = 0; i < count; i++) {
-        uint32_t token =
-            shard->format->type == TOKEN_U16 ? ((const uint16_t *)source)[i] : ((const uint32_t *)source)[i];
+        uint32_t token = token_of(shard, source, i);
         largest = token > largest ? token : largest;
         tokens[i] = (int32_t)token;
     }
@@ -187,25 +170,14 @@ uint64_t shard_hash(const Shard *shard, uint64_t hash) {
 
 /* ---- writing ---------------------------------------------------------------------------------------------------- */
 
-static Status write_failure(ShardWriter *writer) {
-    Status status = status_error(STATUS_IO, "%s: cannot write the token file: %s", writer->path, strerror(errno));
-    shard_writer_abandon(writer);
-    return status;
-}
-
 Status shard_writer_open(ShardWriter *writer, const char *path, TokenType type) {
-    *writer = (ShardWriter){.format = &token_formats[type]};
-    if (snprintf(writer->path, sizeof writer->path, "%s", path) >= PATH_SIZE)
-        return status_error(STATUS_BAD_INPUT, "%s: the path is longer than %d bytes", path, PATH_SIZE - 1);
-    snprintf(writer->temporary, sizeof writer->temporary, "%s.tmp", writer->path);
-
-    writer->file = fopen(writer->temporary, "wb");
-    if (!writer->file) return write_failure(writer);
     static const ShardHeader empty;
-    return fwrite(&empty, sizeof empty, 1, writer->file) == 1 ? status_ok() : write_failure(writer);
+    *writer = (ShardWriter){.format = &token_formats[type]};
+    Status status = file_writer_open(&writer->out, path);
+    return status.code ? status : file_writer_put(&writer->out, &empty, sizeof empty);
 }
 
-static bool write_u16(FILE *file, const int32_t *tokens, int64_t count) {
+static Status put_u16(FileWriter *out, const int32_t *tokens, int64_t count) {
     enum { PIECE = 4096 };
     uint16_t piece[PIECE];
     for (int64_t done = 0; done < count; done += PIECE) {
@@ -214,48 +186,34 @@ static bool write_u16(FILE *file, const int32_t *tokens, int64_t count) {
             CHECK(tokens[done + i] >= 0 && tokens[done + i] <= UINT16_MAX, "token %d", tokens[done + i]);
             piece[i] = (uint16_t)tokens[done + i];
         }
-        if (fwrite(piece, sizeof *piece, (size_t)length, file) != (size_t)length) return false;
+        Status status = file_writer_put(out, piece, length * (int64_t)sizeof *piece);
+        if (status.code) return status;
     }
-    return true;
+    return status_ok();
 }
 
 Status shard_writer_add(ShardWriter *writer, const int32_t *tokens, int64_t count) {
     if (count > INT32_MAX - writer->count) {
         shard_writer_abandon(writer);
-        return status_error(STATUS_BAD_INPUT,
-                            "%s: the file would hold more than %d tokens, the most its header can hold", writer->path,
-                            INT32_MAX);
+        return BAD_INPUT("%s: the file would hold more than %d tokens, the most its header can hold", writer->out.path,
+                         INT32_MAX);
     }
-    bool written = writer->format->type == TOKEN_U16
-                       ? write_u16(writer->file, tokens, count)
-                       : fwrite(tokens, sizeof *tokens, (size_t)count, writer->file) == (size_t)count;
-    if (!written) return write_failure(writer);
     writer->count += count;
-    return status_ok();
+    return writer->format->type == TOKEN_U16 ? put_u16(&writer->out, tokens, count)
+                                             : file_writer_put(&writer->out, tokens, count * (int64_t)sizeof *tokens);
 }
 
 Status shard_writer_finish(ShardWriter *writer) {
     if (writer->count == 0) {
         shard_writer_abandon(writer);
-        return status_error(STATUS_BAD_INPUT, "%s: there are no tokens to write", writer->path);
+        return BAD_INPUT("%s: there are no tokens to write", writer->out.path);
     }
     ShardHeader header = {writer->format->magic, writer->format->version, (int32_t)writer->count, {0}};
-    FILE *file = writer->file;
-    bool written = fflush(file) == 0 && fsync(fileno(file)) == 0 && fseek(file, 0, SEEK_SET) == 0 &&
-                   fwrite(&header, sizeof header, 1, file) == 1 && fflush(file) == 0 && fsync(fileno(file)) == 0;
-    if (!written) return write_failure(writer);
-    writer->file = NULL;
-    if (fclose(file) || rename(writer->temporary, writer->path)) {
-        Status status = write_failure(writer);
-        remove(writer->temporary);
-        return status;
-    }
-    return status_ok();
+    rewind(writer->out.file); /* a write that fails here fails again in finish, which tells of it */
+    Status status = file_writer_put(&writer->out, &header, sizeof header);
+    return status.code ? status : file_writer_finish(&writer->out);
 }
 
 void shard_writer_abandon(ShardWriter *writer) {
-    if (!writer->file) return;
-    fclose(writer->file);
-    remove(writer->temporary);
-    writer->file = NULL;
+    file_writer_abandon(&writer->out);
 }

@@ -12,10 +12,7 @@
  */
 #pragma once
 
-#include <stdio.h>
-
 #include "base/file.h"
-#include "base/status.h"
 
 enum { SHARD_HEADER_BYTES = 1024 };
 
@@ -68,11 +65,9 @@ uint64_t shard_hash(const Shard *shard, uint64_t hash);
 /* Tokens go to path.tmp behind an empty header, which no reader accepts; shard_writer_finish fills the header in and
  * renames. Every open is followed by one finish or abandon; a finish that fails has abandoned. */
 typedef struct {
-    char path[PATH_SIZE];
-    char temporary[PATH_SIZE + 8];
+    FileWriter out;
     const TokenFormat *format;
     int64_t count;
-    FILE *file;
 } ShardWriter;
 
 Status shard_writer_open(ShardWriter *writer, const char *path, TokenType type);

@@ -34,8 +34,7 @@ Status synthetic_init(SyntheticLanguage *language, int64_t vocab, int64_t states
     language->classes = ceil_sqrt(states);
     language->cumulative = malloc((size_t)vocab * sizeof *language->cumulative);
     if (!language->cumulative)
-        return status_error(STATUS_OUT_OF_MEMORY, "no memory for the synthetic language's table of %lld ranks",
-                            (long long)vocab);
+        return NO_MEMORY("no memory for the synthetic language's table of %lld ranks", (long long)vocab);
     tabulate_zipf(language);
     return status_ok();
 }

@@ -26,7 +26,7 @@ static Status allocate(Tokenizer *tokenizer, int64_t count, int64_t bytes) {
     tokenizer->bytes = malloc((size_t)(bytes + 1)); /* never of size 0, for which malloc may return NULL */
     if (tokenizer->start && tokenizer->bytes) return status_ok();
     tokenizer_free(tokenizer);
-    return status_error(STATUS_OUT_OF_MEMORY, "no memory for a tokenizer of %lld tokens", (long long)count);
+    return NO_MEMORY("no memory for a tokenizer of %lld tokens", (long long)count);
 }
 
 Status tokenizer_init_bytes(Tokenizer *tokenizer) {
@@ -39,24 +39,20 @@ Status tokenizer_init_bytes(Tokenizer *tokenizer) {
 
 static Status check_header(const char *path, const TokenizerHeader *header, int64_t size) {
     if (size < (int64_t)sizeof *header)
-        return status_error(STATUS_BAD_INPUT, "%s: the file has %lld bytes, fewer than a tokenizer's header of %zu",
-                            path, (long long)size, sizeof *header);
+        return BAD_INPUT("%s: the file has %lld bytes, fewer than a tokenizer's header of %zu", path, (long long)size,
+                         sizeof *header);
     if (header->magic != MAGIC)
-        return status_error(STATUS_BAD_INPUT,
-                            "%s is not a tokenizer file: found the magic number %u at offset 0, expected %d", path,
-                            header->magic, MAGIC);
+        return BAD_INPUT("%s is not a tokenizer file: found the magic number %u at offset 0, expected %d", path,
+                         header->magic, MAGIC);
     if (header->version != VERSION)
-        return status_error(STATUS_BAD_INPUT, "%s: found version %u at offset 4, expected %d", path, header->version,
-                            VERSION);
+        return BAD_INPUT("%s: found version %u at offset 4, expected %d", path, header->version, VERSION);
     /* A token takes at least its length byte. */
     if (header->count < 1 || header->count > size - (int64_t)sizeof *header)
-        return status_error(STATUS_BAD_INPUT, "%s: found a token count of %u at offset 8, impossible in %lld bytes",
-                            path, header->count, (long long)size);
+        return BAD_INPUT("%s: found a token count of %u at offset 8, impossible in %lld bytes", path, header->count,
+                         (long long)size);
     if (header->end_of_text >= header->count)
-        return status_error(
-            STATUS_BAD_INPUT,
-            "%s: found token %u as the end of text at offset 12, expected one below the token count of %u", path,
-            header->end_of_text, header->count);
+        return BAD_INPUT("%s: found token %u as the end of text at offset 12, expected one below the token count of %u",
+                         path, header->end_of_text, header->count);
     return status_ok();
 }
 
@@ -66,10 +62,8 @@ static Status parse_tokens(Tokenizer *tokenizer, const char *path, const uint8_t
     for (int64_t t = 0; t < tokenizer->count; t++) {
         int64_t length = offset < size ? data[offset] : 0;
         if (offset >= size || length > size - offset - 1)
-            return status_error(STATUS_BAD_INPUT,
-                                "%s: truncated: token %lld of %lld at offset %lld runs past the %lld "
-                                "bytes of the file",
-                                path, (long long)t, (long long)tokenizer->count, (long long)offset, (long long)size);
+            return BAD_INPUT("%s: truncated: token %lld of %lld at offset %lld runs past the %lld bytes of the file",
+                             path, (long long)t, (long long)tokenizer->count, (long long)offset, (long long)size);
         tokenizer->start[t] = used;
         memcpy(tokenizer->bytes + used, data + offset + 1, (size_t)length);
         used += length;
@@ -77,10 +71,8 @@ static Status parse_tokens(Tokenizer *tokenizer, const char *path, const uint8_t
     }
     tokenizer->start[tokenizer->count] = used;
     if (offset == size) return status_ok();
-    return status_error(STATUS_BAD_INPUT,
-                        "%s: trailing bytes: the last of %lld tokens ends at offset %lld, the file at "
-                        "%lld",
-                        path, (long long)tokenizer->count, (long long)offset, (long long)size);
+    return BAD_INPUT("%s: trailing bytes: the last of %lld tokens ends at offset %lld, the file at %lld", path,
+                     (long long)tokenizer->count, (long long)offset, (long long)size);
 }
 
 Status tokenizer_read(Tokenizer *tokenizer, const char *path) {
@@ -100,11 +92,20 @@ done:
     return status;
 }
 
+Status tokenizer_read_beside(Tokenizer *tokenizer, const char *path) {
+    char folder[PATH_SIZE], beside[PATH_SIZE];
+    const char *slash = strrchr(path, '/');
+    *tokenizer = (Tokenizer){0};
+    snprintf(folder, sizeof folder, "%.*s", slash ? (int)(slash - path + 1) : 2, slash ? path : "./");
+    Status status = path_join(beside, folder, "tokenizer.bin");
+    return status.code || !file_exists(beside) ? status : tokenizer_read(tokenizer, beside);
+}
+
 Status tokenizer_write(const Tokenizer *tokenizer, const char *path) {
     TokenizerHeader header = {MAGIC, VERSION, (uint32_t)tokenizer->count, (uint32_t)tokenizer->end_of_text, {0}};
     int64_t size = (int64_t)sizeof header + tokenizer->count + tokenizer->start[tokenizer->count];
     uint8_t *data = malloc((size_t)size);
-    if (!data) return status_error(STATUS_OUT_OF_MEMORY, "%s: no memory for its %lld bytes", path, (long long)size);
+    if (!data) return NO_MEMORY("%s: no memory for its %lld bytes", path, (long long)size);
     memcpy(data, &header, sizeof header);
     uint8_t *next = data + sizeof header;
     for (int64_t t = 0; t < tokenizer->count; t++) {

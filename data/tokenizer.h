@@ -29,6 +29,8 @@ typedef struct {
 Status tokenizer_init_bytes(Tokenizer *tokenizer);
 /* STATUS_BAD_INPUT: not such a file, or one that does not end with its last token; file, offset, found, expected. */
 Status tokenizer_read(Tokenizer *tokenizer, const char *path);
+/* tokenizer.bin in the folder of `path`; if there is none, a tokenizer without tokens. */
+Status tokenizer_read_beside(Tokenizer *tokenizer, const char *path);
 Status tokenizer_write(const Tokenizer *tokenizer, const char *path);
 void tokenizer_free(Tokenizer *tokenizer);
 

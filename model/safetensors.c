@@ -300,17 +300,10 @@ Status safetensors_read_f32(const SafetensorsFile *file, const SafetensorsEntry 
 
 /* ---- writing ---------------------------------------------------------------------------------------------------- */
 
-static Status write_error(SafetensorsWriter *w) {
-    Status status = file_error(w->path, "write");
-    safetensors_writer_abandon(w);
-    return status;
-}
-
 static Status put(SafetensorsWriter *w, const void *bytes, int64_t size) {
-    if (size > 0 && fwrite(bytes, (size_t)size, 1, w->file) != 1) return write_error(w);
     w->hash = file_hash(w->hash, bytes, size);
     w->size += size;
-    return status_ok();
+    return file_writer_put(&w->out, bytes, size);
 }
 
 /* Adds what `entry` says, with its bytes from `begin` on, to the header. Returns where they end. */
@@ -353,17 +346,10 @@ static Status put_header(SafetensorsWriter *w, const char *text) {
 Status safetensors_writer_open(SafetensorsWriter *w, const char *path, const SafetensorsEntry *entries, int64_t count,
                                const SafetensorsMetadata *metadata, int64_t metadata_count) {
     *w = (SafetensorsWriter){.hash = FILE_HASH_START};
-    if (snprintf(w->path, sizeof w->path, "%s", path) >= (int)sizeof w->path)
-        return status_error(STATUS_BAD_INPUT, "%s: the path is longer than %d bytes", path, PATH_SIZE - 1);
-    snprintf(w->temporary, sizeof w->temporary, "%s.tmp", w->path);
     char *text = header_text(entries, count, metadata, metadata_count, &w->remaining);
     if (!text) return status_error(STATUS_OUT_OF_MEMORY, "%s: no memory for its header", path);
-    Status status = status_ok();
-    w->file = fopen(w->temporary, "wb");
-    if (w->file)
-        status = put_header(w, text);
-    else
-        status = file_error(w->temporary, "create");
+    Status status = file_writer_open(&w->out, path);
+    if (!status.code) status = put_header(w, text);
     cJSON_free(text);
     return status;
 }
@@ -376,19 +362,10 @@ Status safetensors_writer_append(SafetensorsWriter *w, const void *bytes, int64_
 }
 
 Status safetensors_writer_finish(SafetensorsWriter *w) {
-    CHECK(w->remaining == 0, "%lld bytes of %s are still to come", (long long)w->remaining, w->path);
-    if (fflush(w->file) != 0 || fsync(fileno(w->file)) != 0) return write_error(w);
-    int closed = fclose(w->file);
-    w->file = NULL;
-    if (closed == 0 && rename(w->temporary, w->path) == 0) return status_ok();
-    Status status = file_error(w->path, "write");
-    unlink(w->temporary);
-    return status;
+    CHECK(w->remaining == 0, "%lld bytes of %s are still to come", (long long)w->remaining, w->out.path);
+    return file_writer_finish(&w->out);
 }
 
 void safetensors_writer_abandon(SafetensorsWriter *w) {
-    if (!w->file) return;
-    fclose(w->file);
-    w->file = NULL;
-    unlink(w->temporary);
+    file_writer_abandon(&w->out);
 }

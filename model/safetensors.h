@@ -89,8 +89,7 @@ typedef struct {
 } SafetensorsMetadata;
 
 typedef struct {
-    char path[PATH_SIZE], temporary[PATH_SIZE + sizeof ".tmp"];
-    FILE *file;        /* the temporary one; NULL after finish */
+    FileWriter out;
     int64_t remaining; /* bytes of data that are still to come */
     int64_t size;      /* of what was written, header included */
     uint64_t hash;     /* file_hash of the same */

@@ -4,31 +4,32 @@
 #include <stdlib.h>
 #include <string.h>
 
-#include "data/prepare.h"
 #include "run/commands.h"
 
 typedef struct {
     const char *word; /* as typed; "" for training */
     Command command;
-    int least, most; /* plain arguments beside key=value */
+    bool takes_keys;
+    int least, most; /* plain arguments; where keys are taken, at most one */
     const char *usage, *meaning;
 } CommandRow;
 
 static const CommandRow command_rows[] = {
-    {"", COMMAND_TRAIN, 0, 1, "[CONFIG.json] [key=value ...]",
+    {"", COMMAND_TRAIN, true, 0, 1, "[CONFIG.json] [key=value ...]",
      "train; without CONFIG configs/default.json, which needs no data"},
-    {"--resume", COMMAND_TRAIN, 1, 1, "--resume RUN_DIR [key=value ...]", "continue from the newest intact checkpoint"},
-    {"--dry-run", COMMAND_DRY_RUN, 0, 1, "--dry-run [CONFIG.json] [key=value ...]",
+    {"--resume", COMMAND_RESUME, true, 1, 1, "--resume RUN_DIR [key=value ...]",
+     "continue from the newest intact checkpoint"},
+    {"--dry-run", COMMAND_DRY_RUN, true, 0, 1, "--dry-run [CONFIG.json] [key=value ...]",
      "print resolved config, routing, memory and FLOPs; with device=cuda also the predicted step"},
-    {"sample", COMMAND_SAMPLE, 1, 1, "sample RUN_DIR [--prompt TEXT] ...", "generate text"},
-    {"eval", COMMAND_EVAL, 1, 1, "eval RUN_DIR [key=value ...]", "loss over the whole validation set"},
-    {"prepare", COMMAND_PREPARE, 2, 1 << 20, "prepare OUT_DIR FILE...", "text to byte-level token shards"},
-    {"inspect", COMMAND_INSPECT, 1, 1, "inspect FILE|RUN_DIR", "what a token file, checkpoint or run holds"},
-    {"fit-coefficients", COMMAND_FIT_COEFFICIENTS, 0, 0, "fit-coefficients [--shapes 512x512,...] ...",
+    {"sample", COMMAND_SAMPLE, true, 1, 1, "sample RUN_DIR [--prompt TEXT] ...", "generate text"},
+    {"eval", COMMAND_EVAL, true, 1, 1, "eval RUN_DIR [key=value ...]", "loss over the whole validation set"},
+    {"prepare", COMMAND_PREPARE, false, 2, 1 << 20, "prepare OUT_DIR FILE...", "text to byte-level token shards"},
+    {"inspect", COMMAND_INSPECT, false, 1, 1, "inspect FILE|RUN_DIR", "what a token file, checkpoint or run holds"},
+    {"fit-coefficients", COMMAND_FIT_COEFFICIENTS, false, 0, 0, "fit-coefficients [--shapes 512x512,...] ...",
      "fit Newton-Schulz coefficients to random spectra"},
-    {"--help", COMMAND_HELP, 0, 0, "--help", "this text and every configuration key"},
-    {"--version", COMMAND_VERSION, 0, 0, "--version", "version and what was built in"},
-    {"--schema", COMMAND_SCHEMA, 0, 0, "--schema", "JSON Schema of the configuration, for editors"},
+    {"--help", COMMAND_HELP, true, 0, 0, "--help", "this text and every configuration key"},
+    {"--version", COMMAND_VERSION, true, 0, 0, "--version", "version and what was built in"},
+    {"--schema", COMMAND_SCHEMA, true, 0, 0, "--schema", "JSON Schema of the configuration, for editors"},
 };
 enum { COMMAND_ROWS = sizeof command_rows / sizeof command_rows[0] };
 
@@ -43,30 +44,26 @@ typedef struct {
     const char *meaning;
 } FlagRow;
 
+#define TEXT(member)  FLAG_TEXT, offsetof(CommandLine, member)
+#define WHOLE(member) FLAG_INTEGER, offsetof(CommandLine, member)
+#define REAL(member)  FLAG_REAL, offsetof(CommandLine, member)
+
 static const FlagRow flag_rows[] = {
-    {COMMAND_SAMPLE, "--prompt", FLAG_TEXT, offsetof(CommandLine, prompt), 0, 0,
-     "prompt to continue (default: a new line)"},
-    {COMMAND_SAMPLE, "--length", FLAG_INTEGER, offsetof(CommandLine, length), 1, 1e6, "tokens to generate (256)"},
-    {COMMAND_SAMPLE, "--temperature", FLAG_REAL, offsetof(CommandLine, temperature), 0, 100,
-     "0 takes the most likely token (0.8)"},
-    {COMMAND_SAMPLE, "--top-k", FLAG_INTEGER, offsetof(CommandLine, top_k), 0, 1e6,
-     "choose among the k most likely tokens; 0: among all (0)"},
-    {COMMAND_SAMPLE, "--seed", FLAG_INTEGER, offsetof(CommandLine, sample_seed), 0, 9e15,
-     "the same seed gives the same text (1)"},
-    {COMMAND_PREPARE, "--val-fraction", FLAG_REAL, offsetof(CommandLine, val_fraction), 1e-6, 0.499999,
+    {COMMAND_SAMPLE, "--prompt", TEXT(prompt), 0, 0, "prompt to continue (default: a new line)"},
+    {COMMAND_SAMPLE, "--length", WHOLE(sample.length), 1, 1e6, "tokens to generate (256)"},
+    {COMMAND_SAMPLE, "--temperature", REAL(sample.temperature), 0, 100, "0 takes the most likely token (0.8)"},
+    {COMMAND_SAMPLE, "--top-k", WHOLE(sample.top_k), 0, 1e6, "choose among the k most likely tokens; 0: among all (0)"},
+    {COMMAND_SAMPLE, "--seed", WHOLE(sample.seed), 0, 9e15, "the same seed gives the same text (1)"},
+    {COMMAND_PREPARE, "--val-fraction", REAL(prepare.validation_fraction), 1e-6, 0.499999,
      "share of the text kept for validation (0.1)"},
-    {COMMAND_PREPARE, "--shard-tokens", FLAG_INTEGER, offsetof(CommandLine, shard_tokens), 1, 2147483647,
+    {COMMAND_PREPARE, "--shard-tokens", WHOLE(prepare.shard_tokens), 1, 2147483647,
      "tokens of the largest shard (100000000)"},
-    {COMMAND_FIT_COEFFICIENTS, "--shapes", FLAG_TEXT, offsetof(CommandLine, fit_shapes), 0, 0,
-     "shapes of the random matrices (1024x1024)"},
-    {COMMAND_FIT_COEFFICIENTS, "--iterations", FLAG_INTEGER, offsetof(CommandLine, fit_iterations), 1, 20,
+    {COMMAND_FIT_COEFFICIENTS, "--shapes", TEXT(fit_shapes), 0, 0, "shapes of the random matrices (1024x1024)"},
+    {COMMAND_FIT_COEFFICIENTS, "--iterations", WHOLE(fit.iterations), 1, 20,
      "Newton-Schulz iterations, all with the same coefficients (5)"},
-    {COMMAND_FIT_COEFFICIENTS, "--samples", FLAG_INTEGER, offsetof(CommandLine, fit_samples), 1, 1000,
-     "matrices of each shape (2)"},
-    {COMMAND_FIT_COEFFICIENTS, "--steps", FLAG_INTEGER, offsetof(CommandLine, fit_steps), 1, 1e6,
-     "steps of gradient descent (2000)"},
-    {COMMAND_FIT_COEFFICIENTS, "--seed", FLAG_INTEGER, offsetof(CommandLine, sample_seed), 0, 9e15,
-     "the same seed gives the same matrices (1)"},
+    {COMMAND_FIT_COEFFICIENTS, "--samples", WHOLE(fit.samples), 1, 1000, "matrices of each shape (2)"},
+    {COMMAND_FIT_COEFFICIENTS, "--steps", WHOLE(fit.steps), 1, 1e6, "steps of gradient descent (2000)"},
+    {COMMAND_FIT_COEFFICIENTS, "--seed", WHOLE(fit.seed), 0, 9e15, "the same seed gives the same matrices (1)"},
 };
 enum { FLAG_ROWS = sizeof flag_rows / sizeof flag_rows[0] };
 
@@ -86,7 +83,7 @@ static const FlagRow *find_flag(Command command, const char *name) {
 
 static Status set_flag(CommandLine *line, const FlagRow *flag, const char *text) {
     void *target = (char *)line + flag->offset;
-    if (!text) return status_error(STATUS_BAD_INPUT, "command line: %s needs a value: %s", flag->name, flag->meaning);
+    if (!text) return BAD_INPUT("command line: %s needs a value: %s", flag->name, flag->meaning);
     if (flag->type == FLAG_TEXT) {
         memcpy(target, &text, sizeof text);
         return status_ok();
@@ -96,8 +93,8 @@ static Status set_flag(CommandLine *line, const FlagRow *flag, const char *text)
     double value = strtod(text, &end);
     bool whole = flag->type == FLAG_REAL || value == floor(value);
     if (end == text || *end || errno || !whole || !(value >= flag->low && value <= flag->high))
-        return status_error(STATUS_BAD_INPUT, "command line: %s: expected a %snumber from %g to %g, found \"%s\"",
-                            flag->name, flag->type == FLAG_INTEGER ? "whole " : "", flag->low, flag->high, text);
+        return BAD_INPUT("command line: %s: expected a %snumber from %g to %g, found \"%s\"", flag->name,
+                         flag->type == FLAG_INTEGER ? "whole " : "", flag->low, flag->high, text);
     if (flag->type == FLAG_INTEGER)
         *(int64_t *)target = (int64_t)value;
     else
@@ -105,90 +102,65 @@ static Status set_flag(CommandLine *line, const FlagRow *flag, const char *text)
     return status_ok();
 }
 
-/* key=value: a dotted lower-case key before the first '='. Commands that take files do not take keys. */
-static bool is_override(Command command, const char *word) {
-    if (command == COMMAND_PREPARE || command == COMMAND_INSPECT || command == COMMAND_FIT_COEFFICIENTS) return false;
+/* key=value: a dotted lower-case key before the first '='. */
+static bool is_override(const char *word) {
     size_t key = strspn(word, "abcdefghijklmnopqrstuvwxyz0123456789_.*");
     return key > 0 && word[key] == '=';
 }
 
 static Status unknown_argument(const char *word) {
     if (find_command(word))
-        return status_error(STATUS_BAD_INPUT, "command line: %s must be the first argument; see ./train_gpt --help",
-                            word);
-    return status_error(STATUS_BAD_INPUT, "command line: unknown option %s; ./train_gpt --help lists all", word);
-}
-
-static Status place_arguments(CommandLine *line, const CommandRow *row) {
-    if (line->file_count < row->least || line->file_count > row->most)
-        return status_error(STATUS_BAD_INPUT, "command line: usage: ./train_gpt %s; found %d argument%s", row->usage,
-                            line->file_count, line->file_count == 1 ? "" : "s");
-    const char *first = line->file_count > 0 ? line->files[0] : NULL;
-    if (strcmp(row->word, "--resume") == 0)
-        line->resume_dir = first;
-    else if (line->command == COMMAND_TRAIN || line->command == COMMAND_DRY_RUN)
-        line->config_path = first;
-    else if (line->command == COMMAND_SAMPLE || line->command == COMMAND_EVAL)
-        line->run_dir = first;
-    return status_ok();
+        return BAD_INPUT("command line: %s must be the first argument; see ./train_gpt --help", word);
+    return BAD_INPUT("command line: unknown option %s; ./train_gpt --help lists all", word);
 }
 
 Status command_line_parse(CommandLine *line, int argc, char **argv) {
     const CommandRow *row = argc > 1 ? find_command(argv[1]) : NULL;
-    const PrepareOptions prepare = prepare_defaults();
     int next = row ? 2 : 1;
     if (!row) row = &command_rows[0];
     *line = (CommandLine){.command = row->command,
                           .overrides = argv,
+                          .files = argv,
                           .prompt = "\n",
-                          .length = 256,
-                          .temperature = 0.8,
-                          .sample_seed = 1,
-                          .val_fraction = prepare.validation_fraction,
-                          .shard_tokens = prepare.shard_tokens,
+                          .sample = {.length = 256, .temperature = 0.8, .seed = 1},
+                          .prepare = prepare_defaults(),
                           .fit_shapes = "1024x1024",
-                          .fit_iterations = 5,
-                          .fit_samples = 2,
-                          .fit_steps = 2000};
-
-    /* Overrides gather at the front of argv, plain arguments behind them: both lists point into argv. */
-    char **files = calloc((size_t)argc, sizeof *files);
-    if (!files) return status_error(STATUS_OUT_OF_MEMORY, "no memory for %d arguments", argc);
+                          .fit = {.iterations = 5, .samples = 2, .steps = 2000, .seed = 1}};
     for (; next < argc; next++) {
         char *word = argv[next];
         const FlagRow *flag = find_flag(line->command, word);
         if (flag) {
-            Status status = set_flag(line, flag, next + 1 < argc ? argv[next + 1] : NULL);
-            if (status.code) return free(files), status;
-            next++;
+            Status status = set_flag(line, flag, ++next < argc ? argv[next] : NULL);
+            if (status.code) return status;
         } else if (word[0] == '-') {
-            return free(files), unknown_argument(word);
-        } else if (is_override(line->command, word)) {
+            return unknown_argument(word);
+        } else if (row->takes_keys && is_override(word)) {
             line->overrides[line->override_count++] = word;
         } else {
-            files[line->file_count++] = word;
+            if (line->file_count++ == 0) line->path = word;
+            if (!row->takes_keys) line->files[line->file_count - 1] = word;
         }
     }
-    line->files = argv + line->override_count;
-    memcpy(line->files, files, (size_t)line->file_count * sizeof *files);
-    free(files);
-    return place_arguments(line, row);
+    if (line->file_count >= row->least && line->file_count <= row->most) return status_ok();
+    return BAD_INPUT("command line: usage: ./train_gpt %s; found %d argument%s", row->usage, line->file_count,
+                     line->file_count == 1 ? "" : "s");
 }
 
-Status command_line_load(const CommandLine *line, const char *path, Config *config) {
+static Status load_config(const CommandLine *line, const char *path, Config *config) {
     Status status = config_load(config, path, line->override_count, line->overrides);
     if (!status.code) fputs(config->note, stderr);
     return status;
 }
 
 Status command_line_config(const CommandLine *line, Config *config) {
+    static const char standard[] = "configs/default.json";
+    return load_config(line, line->path || !file_exists(standard) ? line->path : standard, config);
+}
+
+Status command_line_run_config(const CommandLine *line, Config *config) {
     char path[PATH_SIZE];
-    if (line->resume_dir) {
-        Status status = path_join(path, line->resume_dir, "config.json");
-        return status.code ? status : command_line_load(line, path, config);
-    }
-    const char *standard = file_exists("configs/default.json") ? "configs/default.json" : NULL;
-    return command_line_load(line, line->config_path ? line->config_path : standard, config);
+    Status status = path_join(path, line->path, "config.json");
+    return status.code ? status : load_config(line, path, config);
 }
 
 /* ---- help ------------------------------------------------------------------------------------------------------- */

@@ -5,11 +5,9 @@
 #include <stdlib.h>
 #include <string.h>
 
-#include "data/prepare.h"
 #include "model/checkpoint.h"
 #include "run/report.h"
 #include "run/roofline.h"
-#include "run/sample.h"
 
 #define TRAIN_GPT_VERSION "0.1.0"
 
@@ -39,33 +37,24 @@ done:
 
 /* ---- trained models --------------------------------------------------------------------------------------------- */
 
-Status command_line_run_config(const CommandLine *line, Config *config) {
-    char path[PATH_SIZE];
-    Status status = path_join(path, line->run_dir, "model.safetensors");
-    if (!status.code && file_exists(path))
-        return status_error(STATUS_BAD_INPUT, "%s is a checkpoint; give the run's folder, two levels up",
-                            line->run_dir);
-    status = path_join(path, line->run_dir, "config.json");
-    return status.code ? status : command_line_load(line, path, config);
+/* What eval and sample start with: the run's configuration, and the tokenizer beside its training shards. */
+static Status load_run(const CommandLine *line, Config *config, Tokenizer *tokenizer) {
+    char model[PATH_SIZE];
+    Status status = path_join(model, line->path, "model.safetensors");
+    if (!status.code && file_exists(model))
+        return BAD_INPUT("%s is a checkpoint; give the run's folder, two levels up", line->path);
+    if (status.code || FAILED(status, command_line_run_config(line, config))) return status;
+    return tokenizer_read_beside(tokenizer, config->data.train);
 }
 
-/* The weights of the run's newest intact checkpoint. */
-static Status load_weights(const char *run_dir, Gpt *gpt, CheckpointState *state) {
+/* Memory for what was planned, and the weights of the run's newest intact checkpoint. */
+static Status load_weights(Trainer *t, const char *run_dir, CheckpointState *state) {
     char dir[PATH_SIZE];
-    Status status = checkpoint_find_newest_intact(run_dir, dir, stderr);
-    return status.code ? status : checkpoint_load(dir, gpt, state, NULL, 0);
-}
-
-/* Tokens as text: by the tokenizer.bin beside the training shards; NULL (numbers) where there is none. */
-static Status find_tokenizer(const Config *config, Tokenizer *storage, Tokenizer **tokenizer) {
-    char path[PATH_SIZE];
-    const char *slash = strrchr(config->data.train, '/');
-    int folder = slash ? (int)(slash - config->data.train) + 1 : 0;
-    snprintf(path, sizeof path, "%.*stokenizer.bin", folder, config->data.train);
-    *tokenizer = NULL;
-    if (!file_exists(path)) return status_ok();
-    Status status = tokenizer_read(storage, path);
-    if (!status.code) *tokenizer = storage;
+    Status status;
+    if (FAILED(status, trainer_allocate_evaluation(t))) return status;
+    if (FAILED(status, checkpoint_find_newest_intact(run_dir, dir, stderr))) return status;
+    if (FAILED(status, checkpoint_load(dir, &t->gpt, state, NULL, 0))) return status;
+    if (t->device_note[0]) fprintf(stderr, "%s\n", t->device_note);
     return status;
 }
 
@@ -73,26 +62,23 @@ Status command_eval(const CommandLine *line) {
     Config config;
     CheckpointState state = {0};
     Trainer t = {0};
-    Tokenizer storage = {0}, *tokenizer = NULL;
+    Tokenizer tokenizer = {0};
     double loss = 0;
     Status status;
 
-    if (FAILED(status, command_line_run_config(line, &config))) return status;
-    if (FAILED(status, find_tokenizer(&config, &storage, &tokenizer))) goto done;
+    if (FAILED(status, load_run(line, &config, &tokenizer))) return status;
     if (FAILED(status, trainer_plan_evaluation(&t, &config))) goto done;
-    if (FAILED(status, trainer_allocate_evaluation(&t))) goto done;
-    if (FAILED(status, load_weights(line->run_dir, &t.gpt, &state))) goto done;
-    if (t.device_note[0]) fprintf(stderr, "%s\n", t.device_note);
+    if (FAILED(status, load_weights(&t, line->path, &state))) goto done;
     if (FAILED(status, trainer_evaluate(&t, 0, &loss))) goto done;
 
-    printf("%s, step %lld, on %s\n", line->run_dir, (long long)state.step, dataset_description(t.val_data));
-    const char *unit = tokenizer && tokenizer_is_byte_level(tokenizer) ? "byte" : "token";
+    printf("%s, step %lld, on %s\n", line->path, (long long)state.step, dataset_facts(t.val_data)->description);
+    const char *unit = tokenizer_is_byte_level(&tokenizer) ? "byte" : "token";
     printf("val_loss %.4f nats a %s, %.4f bits a %s, perplexity %.3f\n", loss, unit, loss / log(2), unit, exp(loss));
-    if (!isnan(dataset_entropy_floor(t.val_data)))
-        printf("the language's entropy is %.4f nats a token: %.4f above the floor\n", dataset_entropy_floor(t.val_data),
-               loss - dataset_entropy_floor(t.val_data));
+    if (!isnan(dataset_facts(t.val_data)->entropy_floor))
+        printf("the language's entropy is %.4f nats a token: %.4f above the floor\n",
+               dataset_facts(t.val_data)->entropy_floor, loss - dataset_facts(t.val_data)->entropy_floor);
 done:
-    tokenizer_free(&storage);
+    tokenizer_free(&tokenizer);
     trainer_free(&t);
     return status;
 }
@@ -103,8 +89,8 @@ static Status encode_prompt(const char *prompt, const Tokenizer *tokenizer, cons
     const int64_t size = (int64_t)strlen(prompt), vocab = config->model.vocab;
     *tokens = calloc((size_t)size + 1, sizeof **tokens);
     *count = 0;
-    if (!*tokens) return status_error(STATUS_OUT_OF_MEMORY, "no memory for a prompt of %lld bytes", (long long)size);
-    if (tokenizer && tokenizer_is_byte_level(tokenizer)) {
+    if (!*tokens) return NO_MEMORY("no memory for a prompt of %lld bytes", (long long)size);
+    if (tokenizer_is_byte_level(tokenizer)) {
         tokenizer_encode_bytes(prompt, size, *tokens);
         *count = size;
     } else {
@@ -113,8 +99,7 @@ static Status encode_prompt(const char *prompt, const Tokenizer *tokenizer, cons
             char *end;
             long long token = strtoll(next, &end, 10);
             if (end == next || token < 0 || token >= vocab)
-                return status_error(
-                    STATUS_BAD_INPUT,
+                return BAD_INPUT(
                     "--prompt: expected a token number in [0, %lld), found \"%.20s\"; text needs a byte-level "
                     "tokenizer.bin, and there is none beside data.train=%s",
                     (long long)vocab, next, config->data.train);
@@ -125,9 +110,8 @@ static Status encode_prompt(const char *prompt, const Tokenizer *tokenizer, cons
     if (*count == 0) *count = 1; /* token 0 starts a text from nothing */
     for (int64_t i = 0; i < *count; i++)
         if ((*tokens)[i] >= vocab)
-            return status_error(STATUS_BAD_INPUT,
-                                "--prompt: byte %lld is outside the model's vocabulary of %lld tokens", (long long)i,
-                                (long long)vocab);
+            return BAD_INPUT("--prompt: byte %lld is outside the model's vocabulary of %lld tokens", (long long)i,
+                             (long long)vocab);
     return status_ok();
 }
 
@@ -135,26 +119,19 @@ Status command_sample(const CommandLine *line) {
     Config config;
     Trainer t = {0}; /* its backend and model only */
     CheckpointState state = {0};
-    Tokenizer storage = {0}, *tokenizer = NULL;
+    Tokenizer tokenizer = {0};
     int32_t *prompt = NULL;
     int64_t prompt_length = 0;
     Status status;
 
-    if (FAILED(status, command_line_run_config(line, &config))) return status;
-    if (FAILED(status, find_tokenizer(&config, &storage, &tokenizer))) goto done;
-    if (FAILED(status, encode_prompt(line->prompt, tokenizer, &config, &prompt, &prompt_length))) goto done;
+    if (FAILED(status, load_run(line, &config, &tokenizer))) return status;
+    if (FAILED(status, encode_prompt(line->prompt, &tokenizer, &config, &prompt, &prompt_length))) goto done;
     if (FAILED(status, trainer_plan_model(&t, &config, 1))) goto done;
-    if (FAILED(status, trainer_allocate_evaluation(&t))) goto done;
-    if (FAILED(status, load_weights(line->run_dir, &t.gpt, &state))) goto done;
-    if (t.device_note[0]) fprintf(stderr, "%s\n", t.device_note);
-    status = sample_text(
-        &t.gpt, tokenizer, prompt, prompt_length,
-        (SampleOptions){
-            .length = line->length, .temperature = line->temperature, .top_k = line->top_k, .seed = line->sample_seed},
-        stdout);
+    if (FAILED(status, load_weights(&t, line->path, &state))) goto done;
+    status = sample_text(&t.gpt, &tokenizer, prompt, prompt_length, line->sample, stdout);
 done:
     free(prompt);
-    tokenizer_free(&storage);
+    tokenizer_free(&tokenizer);
     trainer_free(&t);
     return status;
 }
@@ -162,6 +139,5 @@ done:
 /* ---- data and files --------------------------------------------------------------------------------------------- */
 
 Status command_prepare(const CommandLine *line) {
-    PrepareOptions options = {.validation_fraction = line->val_fraction, .shard_tokens = line->shard_tokens};
-    return prepare_corpus(line->files[0], line->file_count - 1, line->files + 1, options, stdout);
+    return prepare_corpus(line->path, line->file_count - 1, line->files + 1, line->prepare, stdout);
 }

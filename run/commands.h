@@ -4,10 +4,14 @@
 #include <stdio.h>
 
 #include "base/config.h"
+#include "data/prepare.h"
+#include "optim/fit_coefficients.h"
+#include "run/sample.h"
 #include "run/trainer.h"
 
 typedef enum {
     COMMAND_TRAIN,
+    COMMAND_RESUME,
     COMMAND_DRY_RUN,
     COMMAND_SAMPLE,
     COMMAND_EVAL,
@@ -21,38 +25,24 @@ typedef enum {
 
 typedef struct {
     Command command;
-    const char *config_path; /* NULL: configs/default.json, or the built-in defaults if there is no such file */
-    const char *resume_dir;  /* NULL: a new run */
-    const char *run_dir;     /* sample, eval */
-    int override_count;      /* key=value arguments */
+    const char *path;   /* first plain argument: a configuration, run or file; NULL: none */
+    int override_count; /* key=value arguments */
     char **overrides;
-    int file_count; /* prepare, inspect: the other plain arguments */
+    int file_count; /* prepare, inspect: all plain arguments */
     char **files;
-
-    /* sample */
-    const char *prompt;
-    int64_t length; /* tokens to generate */
-    double temperature;
-    int64_t top_k;       /* 0: all */
-    int64_t sample_seed; /* of fit-coefficients, too */
-
-    /* prepare */
-    double val_fraction;
-    int64_t shard_tokens;
-
-    /* fit-coefficients */
-    const char *fit_shapes; /* "512x512,512x2048" */
-    int64_t fit_iterations, fit_samples, fit_steps;
+    const char *prompt; /* sample */
+    SampleOptions sample;
+    PrepareOptions prepare;
+    const char *fit_shapes; /* fit-coefficients: "512x512,512x2048" */
+    FitRequest fit;         /* but for its shapes */
 } CommandLine;
 
 /* Points into argv, which it reorders. STATUS_BAD_INPUT names the argument. */
 Status command_line_parse(CommandLine *line, int argc, char **argv);
-/* The configuration that a training or dry run asks for: a file's, or a run's when it resumes. */
+/* The configuration in the file line->path, or in the run line->path, with the key=value arguments. Without a path:
+ * configs/default.json, or the built-in defaults if there is no such file. Says on stderr which keys were ignored. */
 Status command_line_config(const CommandLine *line, Config *config);
-/* The configuration of the run in line->run_dir. */
 Status command_line_run_config(const CommandLine *line, Config *config);
-/* A file's (NULL: none), with the key=value arguments. Says on stderr which keys were ignored. */
-Status command_line_load(const CommandLine *line, const char *path, Config *config);
 
 Status command_dry_run(const Config *config, TrainStep *step); /* which a prediction takes */
 Status command_sample(const CommandLine *line);

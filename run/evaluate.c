@@ -1,4 +1,5 @@
 /* Validation loss; see trainer.h. */
+#include "base/integer.h"
 #include "ops/ops.h"
 #include "run/trainer.h"
 
@@ -6,8 +7,8 @@
  * `count` how many windows it holds. */
 static Status load_windows(Trainer *t, int64_t first, int64_t *count) {
     const Gpt *g = &t->gpt;
-    const int64_t windows = dataset_windows(t->val_data);
-    *count = windows - first < g->B ? windows - first : g->B;
+    const int64_t windows = dataset_facts(t->val_data)->windows;
+    *count = smaller(windows - first, g->B);
     for (int64_t b = 0; b < g->B; b++) {
         int32_t *targets = t->targets + b * g->T;
         Status status = dataset_window(t->val_data, b < *count ? first + b : first, t->tokens + b * g->T, targets);
@@ -20,8 +21,8 @@ static Status load_windows(Trainer *t, int64_t first, int64_t *count) {
 
 Status trainer_evaluate(Trainer *t, int64_t batches, double *loss) {
     Gpt *g = &t->gpt;
-    const int64_t windows = dataset_windows(t->val_data);
-    const int64_t limit = batches > 0 && batches * g->B < windows ? batches * g->B : windows;
+    const int64_t windows = dataset_facts(t->val_data)->windows;
+    const int64_t limit = batches > 0 ? smaller(batches * g->B, windows) : windows;
     double sum = 0;
     for (int64_t first = 0, count; first < limit; first += g->B) {
         float batch_sum = 0;

@@ -2,7 +2,6 @@
 #include <math.h>
 #include <string.h>
 
-#include "optim/fit_coefficients.h"
 #include "run/commands.h"
 
 /* What becomes of a singular value between 10^-DECADES and 1, on a logarithmic axis:
@@ -43,10 +42,7 @@ static void plot(const Fit *fit, int64_t iterations) {
 }
 
 Status command_fit_coefficients(const CommandLine *line) {
-    FitRequest request = {.iterations = line->fit_iterations,
-                          .seed = line->sample_seed,
-                          .samples = line->fit_samples,
-                          .steps = line->fit_steps};
+    FitRequest request = line->fit;
     Fit fit;
     Status status;
     if (FAILED(status, fit_parse_shapes(&request, line->fit_shapes))) return status;

@@ -127,8 +127,7 @@ static Status print_clips(const char *run_dir, const ModelConfig *m) {
         read_clips(heads, m, metrics);
         print_clipped_heads(heads, m);
     } else {
-        status = status_error(STATUS_OUT_OF_MEMORY, "no memory for the clips of %lld heads",
-                              (long long)(m->layers * m->heads));
+        status = NO_MEMORY("no memory for the clips of %lld heads", (long long)(m->layers * m->heads));
     }
     free(heads);
     fclose(metrics);
@@ -138,25 +137,23 @@ static Status print_clips(const char *run_dir, const ModelConfig *m) {
 /* ---- what a path is --------------------------------------------------------------------------------------------- */
 
 static Status inspect_run(const CommandLine *line) {
-    CommandLine run = *line;
-    run.run_dir = line->files[0];
     Config config;
-    Status status = command_line_run_config(&run, &config);
+    Status status = command_line_run_config(line, &config);
     if (status.code) return status;
     printf("%s: %s, %lld layer%s, width %lld, %s on the matrices, lr %g, %lld step%s of %lld x %lld tokens\n",
-           run.run_dir, config.name, (long long)config.model.layers, plural(config.model.layers),
+           line->path, config.name, (long long)config.model.layers, plural(config.model.layers),
            (long long)config.model.width, optimizer_name(config.optimizer.matrices), config.optimizer.lr,
            (long long)config.train.steps, plural(config.train.steps), (long long)config.train.batch,
            (long long)config.model.context);
-    if (config.qk_clip.enabled && FAILED(status, print_clips(run.run_dir, &config.model))) return status;
-    return print_checkpoints(run.run_dir);
+    if (config.qk_clip.enabled && FAILED(status, print_clips(line->path, &config.model))) return status;
+    return print_checkpoints(line->path);
 }
 
 Status command_inspect(const CommandLine *line) {
-    const char *path = line->files[0];
+    const char *path = line->path;
     char model[PATH_SIZE];
     struct stat info;
-    if (stat(path, &info) != 0) return status_error(STATUS_BAD_INPUT, "%s: no such file or folder", path);
+    if (stat(path, &info) != 0) return BAD_INPUT("%s: no such file or folder", path);
     if (S_ISDIR(info.st_mode)) {
         Status status = path_join(model, path, "model.safetensors");
         if (status.code) return status;

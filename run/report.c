@@ -16,9 +16,13 @@ typedef struct {
 
 enum { MEMORY_ROWS = 7 };
 
-static void memory_rows(const Trainer *t, MemoryRow rows[MEMORY_ROWS]) {
+typedef struct {
+    MemoryRow rows[MEMORY_ROWS];
+} MemoryPlan;
+
+static MemoryPlan plan_memory(const Trainer *t) {
     const Gpt *g = &t->gpt;
-    const MemoryRow all[MEMORY_ROWS] = {
+    return (MemoryPlan){{
         {"weights", "fp32 masters and working copies", arena_bytes(&g->weights)},
         {"gradients", "fp32", arena_bytes(&g->gradients)},
         {"optimizer", "momentum, second moments, orthogonalizer", optimizer_planned_bytes(&t->optimizer)},
@@ -26,19 +30,17 @@ static void memory_rows(const Trainer *t, MemoryRow rows[MEMORY_ROWS]) {
         {"scratch", "of the ops", backend_scratch_bytes(&t->backend, gpt_op_limits(g))},
         {"probe", "measurements, mostly on the host", probes_bytes(&t->probes)},
         {"program", "code, libraries, mapped data so far", t->base_memory},
-    };
-    for (int i = 0; i < MEMORY_ROWS; i++) rows[i] = all[i];
+    }};
 }
 
 void report_print_plan(const Trainer *t, FILE *out) {
     const Gpt *g = &t->gpt;
-    MemoryRow rows[MEMORY_ROWS];
+    const MemoryPlan memory = plan_memory(t);
     int64_t total = 0;
-    memory_rows(t, rows);
     fprintf(out, "memory\n");
-    for (int i = 0; i < MEMORY_ROWS; i++) {
-        fprintf(out, "  %-12s %9.1f MiB   %s\n", rows[i].name, (double)rows[i].bytes / 0x1p20, rows[i].what);
-        total += rows[i].bytes;
+    for (const MemoryRow *row = memory.rows; row < memory.rows + MEMORY_ROWS; row++) {
+        fprintf(out, "  %-12s %9.1f MiB   %s\n", row->name, (double)row->bytes / 0x1p20, row->what);
+        total += row->bytes;
     }
     fprintf(out, "  %-12s %9.1f MiB\n", "total", (double)total / 0x1p20);
 
@@ -60,8 +62,8 @@ void report_print_header(const Trainer *t) {
     printf("device   %s, %s\n", t->backend.description, dtype_name(t->backend.compute_dtype));
     if (t->device_note[0]) printf("         %s\n", t->device_note);
     if (t->weights_from[0]) printf("weights  of %s\n", t->weights_from);
-    printf("data     %s\n", dataset_description(t->train_data));
-    printf("         %s\n", dataset_description(t->val_data));
+    printf("data     %s\n", dataset_facts(t->train_data)->description);
+    printf("         %s\n", dataset_facts(t->val_data)->description);
     optimizer_print_routes(&t->optimizer, stdout);
 }
 
@@ -79,12 +81,11 @@ Status report_start(Trainer *t) {
     metrics_add_number(line, "peak_flops", t->peak_flops);
     metrics_add_number(line, "flops_per_token", gpt_flops_per_token(&t->gpt));
     metrics_add_number(line, "tokens_per_step", (double)(t->config.train.batch * t->gpt.T));
-    metrics_add_number(line, "entropy_floor", dataset_entropy_floor(t->val_data));
+    metrics_add_number(line, "entropy_floor", dataset_facts(t->val_data)->entropy_floor);
 
-    MemoryRow rows[MEMORY_ROWS];
-    memory_rows(t, rows);
+    const MemoryPlan plan = plan_memory(t);
     cJSON *memory = cJSON_AddObjectToObject(line, "memory");
-    for (int i = 0; i < MEMORY_ROWS; i++) metrics_add_number(memory, rows[i].name, (double)rows[i].bytes);
+    for (int i = 0; i < MEMORY_ROWS; i++) metrics_add_number(memory, plan.rows[i].name, (double)plan.rows[i].bytes);
     metrics_add_number(memory, "optimizer_state", (double)arena_bytes(&t->optimizer.state));
 
     char *config = config_to_json(&t->config);
@@ -160,11 +161,9 @@ Progress progress_begin(const Trainer *t) {
 }
 
 static void print_time(double seconds) {
-    long s = lround(seconds);
-    if (s >= 3600)
-        printf("%ldh%02ldm", s / 3600, s / 60 % 60);
-    else
-        printf("%ldm%02lds", s / 60, s % 60);
+    const long s = lround(seconds);
+    const bool hours = s >= 3600;
+    printf(hours ? "%ldh%02ldm" : "%ldm%02lds", hours ? s / 3600 : s / 60, hours ? s / 60 % 60 : s % 60);
 }
 
 /* A line that stays for every evaluation; between them one that is rewritten each second on a terminal, or a line every
@@ -176,13 +175,10 @@ void progress_step(Progress *p, const Trainer *t, const StepReport *r) {
     p->last_line = now;
 
     const int64_t steps = t->config.train.steps;
-    printf("%6lld/%6lld %6.4f ", (long long)t->step, (long long)steps, r->loss);
-    if (r->evaluated)
-        printf("%6.4f ", r->val_loss);
-    else
-        printf("%6s ", "");
-    printf("%8.2e %8.2f %5lld %8.0f %4.1f%% ", r->lr, r->max_logit, (long long)r->clip_count, tokens_per_second(t, r),
-           100 * mfu(t, r));
+    char val[32] = "";
+    if (r->evaluated) snprintf(val, sizeof val, "%.4f", r->val_loss);
+    printf("%6lld/%6lld %6.4f %6s %8.2e %8.2f %5lld %8.0f %4.1f%% ", (long long)t->step, (long long)steps, r->loss, val,
+           r->lr, r->max_logit, (long long)r->clip_count, tokens_per_second(t, r), 100 * mfu(t, r));
     print_time((now - p->started) / (double)(t->step - p->first_step) * (double)(steps - t->step));
     if (!r->applied) printf("\n       not finite: step skipped, weights untouched");
     p->open = p->terminal && !r->evaluated && r->applied;

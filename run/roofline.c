@@ -37,13 +37,9 @@ double roofline_mfu(const Roofline *r, double seconds) {
 
 /* ---- table ------------------------------------------------------------------------------------------------------ */
 
-typedef struct {
-    int row;
-    CostRow cost;
-} Line;
-
+/* Of two pointers to rows. */
 static int longer_first(const void *a, const void *b) {
-    const double x = ((const Line *)a)->cost.expected, y = ((const Line *)b)->cost.expected;
+    const double x = (*(const CostRow *const *)a)->expected, y = (*(const CostRow *const *)b)->expected;
     return (x < y) - (x > y);
 }
 
@@ -65,13 +61,13 @@ static void print_line(FILE *out, const char *name, const CostRow *c, const Cost
 }
 
 static void print_rows(const Roofline *r, FILE *out) {
-    Line lines[COST_ROWS];
-    for (int i = 0; i < COST_ROWS; i++) lines[i] = (Line){.row = i, .cost = r->rows[i]};
-    qsort(lines, COST_ROWS, sizeof lines[0], longer_first);
+    const CostRow *rows[COST_ROWS];
+    for (int i = 0; i < COST_ROWS; i++) rows[i] = &r->rows[i];
+    qsort(rows, COST_ROWS, sizeof rows[0], longer_first);
     fprintf(out, "  %-18s %6s %8s %8s %8s %-5s %9s %-5s %6s\n", "op", "calls", "TFLOP", "GB", "bound ms", "by",
             "expect ms", "by", "share");
     for (int i = 0; i < COST_ROWS; i++)
-        if (lines[i].cost.calls > 0) print_line(out, cost_row_name(lines[i].row), &lines[i].cost, &r->step);
+        if (rows[i]->calls > 0) print_line(out, cost_row_name((int)(rows[i] - r->rows)), rows[i], &r->step);
     print_line(out, "step", &r->step, &r->step);
 }
 

@@ -6,6 +6,7 @@
 #include <string.h>
 #include <sys/stat.h>
 
+#include "base/config_options.h"
 #include "model/checkpoint.h"
 
 /* ---- the run folder --------------------------------------------------------------------------------------------- */
@@ -31,7 +32,7 @@ static Status write_config(const Trainer *t) {
     Status status = path_join(path, t->run_dir, "config.json");
     if (status.code) return status;
     char *json = config_to_json(&t->config);
-    if (!json) return status_error(STATUS_OUT_OF_MEMORY, "no memory to write %s", path);
+    if (!json) return NO_MEMORY("no memory to write %s", path);
     status = file_write(path, json, (int64_t)strlen(json));
     free(json);
     return status;
@@ -60,7 +61,7 @@ static Status state_tensors(Trainer *t, NamedTensor **tensors, int64_t *count) {
     const int64_t of_optimizer = optimizer_state_count(opt);
     *count = of_optimizer + probes_state(&t->probes, NULL);
     *tensors = calloc((size_t)*count, sizeof **tensors);
-    if (!*tensors) return status_error(STATUS_OUT_OF_MEMORY, "no memory to name %lld tensors", (long long)*count);
+    if (!*tensors) return NO_MEMORY("no memory to name %lld tensors", (long long)*count);
     for (int64_t i = 0; i < of_optimizer; i++) {
         NamedTensor *entry = &(*tensors)[i];
         entry->tensor = optimizer_state_tensor(opt, i, entry->name, sizeof entry->name);
@@ -74,7 +75,7 @@ static CheckpointState checkpoint_state(const Trainer *t) {
                              .updates = t->updates,
                              .samples = t->samples,
                              .tokens = t->samples * t->gpt.T,
-                             .data_fingerprint = dataset_fingerprint(t->train_data)};
+                             .data_fingerprint = dataset_facts(t->train_data)->fingerprint};
 }
 
 Status trainer_save_checkpoint(Trainer *t) {
@@ -98,15 +99,6 @@ done:
     return status;
 }
 
-static cJSON *model_section(const Config *config) {
-    char *text = config_to_json(config);
-    cJSON *whole = text ? cJSON_Parse(text) : NULL;
-    cJSON *model = cJSON_DetachItemFromObjectCaseSensitive(whole, "model");
-    cJSON_Delete(whole);
-    free(text);
-    return model;
-}
-
 /* Not every key of the model shows in the shape of a tensor: a run that goes on with another context, norm_eps or
  * softcap would load, and be neither the old model nor a new one. The seed orders the data. */
 static Status check_same_run(const Config *config, const char *run_dir) {
@@ -115,17 +107,14 @@ static Status check_same_run(const Config *config, const char *run_dir) {
     Status status = path_join(path, run_dir, "config.json");
     if (status.code || FAILED(status, config_load(&trained, path, 0, NULL))) return status;
     if (trained.seed != config->seed)
-        return status_error(STATUS_BAD_INPUT, "%s was trained with seed=%lld, which orders its data: leave the key out",
-                            run_dir, (long long)trained.seed);
-    cJSON *was = model_section(&trained), *is = model_section(config);
-    const cJSON *key = was ? was->child : NULL;
-    while (key && cJSON_Compare(key, cJSON_GetObjectItemCaseSensitive(is, key->string), true)) key = key->next;
-    if (key)
-        status = status_error(STATUS_BAD_INPUT,
-                              "%s was trained with another model.%s; a resumed run keeps its model: leave the key out",
-                              run_dir, key->string);
-    cJSON_Delete(was);
-    cJSON_Delete(is);
+        return BAD_INPUT("%s was trained with seed=%lld, which orders its data: leave the key out", run_dir,
+                         (long long)trained.seed);
+    for (const Option *option = config_options; option < config_options + config_option_count; option++) {
+        const void *was = (const char *)&trained + option->offset, *is = (const char *)config + option->offset;
+        if (strncmp(option->path, "model.", strlen("model.")) != 0 || memcmp(was, is, option->size) == 0) continue;
+        return BAD_INPUT("%s was trained with another %s; a resumed run keeps its model: leave the key out", run_dir,
+                         option->path);
+    }
     return status;
 }
 
@@ -141,11 +130,10 @@ Status trainer_resume(Trainer *t, const char *run_dir) {
     if (FAILED(status, checkpoint_find_newest_intact(run_dir, dir, stderr))) goto done;
     if (FAILED(status, state_tensors(t, &tensors, &count))) goto done;
     if (FAILED(status, checkpoint_load(dir, &t->gpt, &state, tensors, count))) goto done;
-    if (state.data_fingerprint != dataset_fingerprint(t->train_data)) {
+    if (state.data_fingerprint != dataset_facts(t->train_data)->fingerprint) {
         status =
-            status_error(STATUS_BAD_INPUT,
-                         "%s was trained on other data than data.train=%s names now; resume with the same token files",
-                         dir, t->config.data.train);
+            BAD_INPUT("%s was trained on other data than data.train=%s names now; resume with the same token files",
+                      dir, t->config.data.train);
         goto done;
     }
     t->step = state.step;

@@ -25,7 +25,8 @@ static int64_t argmax(const float *logits, int64_t vocab) {
     return best;
 }
 
-int64_t sample_token(float *logits, int64_t vocab, SampleOptions options, float *sorted, int64_t i) {
+/* The i-th random number of the seed chooses. Overwrites logits (V); `sorted` has room for V. */
+static int64_t sample_token(float *logits, int64_t vocab, SampleOptions options, float *sorted, int64_t i) {
     const int64_t best = argmax(logits, vocab);
     if (options.temperature <= 0) return best;
     const float top = logits[best];
@@ -46,19 +47,12 @@ int64_t sample_token(float *logits, int64_t vocab, SampleOptions options, float 
 }
 
 /* Text without control characters, which a young model is fond of and which would steer the terminal. */
-static void print_text(const uint8_t *bytes, int64_t length, FILE *out) {
+static void print_token(const Tokenizer *tokenizer, int64_t token, FILE *out) {
+    int64_t length;
+    const uint8_t *bytes = tokenizer_decode(tokenizer, token, &length);
     for (int64_t i = 0; i < length; i++)
         if ((bytes[i] >= ' ' && bytes[i] != 0x7f) || bytes[i] == '\n' || bytes[i] == '\t') fputc(bytes[i], out);
-}
-
-static void print_token(const Tokenizer *tokenizer, int64_t token, FILE *out) {
-    if (tokenizer) {
-        int64_t length;
-        const uint8_t *bytes = tokenizer_decode(tokenizer, token, &length);
-        print_text(bytes, length, out);
-    } else {
-        fprintf(out, "%lld ", (long long)token);
-    }
+    if (tokenizer->count == 0) fprintf(out, "%lld ", (long long)token);
     fflush(out);
 }
 
@@ -70,7 +64,7 @@ Status sample_text(Gpt *gpt, const Tokenizer *tokenizer, const int32_t *prompt, 
     float *logits = calloc((size_t)gpt->V, sizeof *logits), *sorted = calloc((size_t)gpt->V, sizeof *sorted);
     Status status = status_ok();
     if (!tokens || !logits || !sorted) {
-        status = status_error(STATUS_OUT_OF_MEMORY, "no memory to generate %lld tokens", (long long)options.length);
+        status = NO_MEMORY("no memory to generate %lld tokens", (long long)options.length);
         goto done;
     }
     for (int64_t i = 0; i < prompt_length; i++) print_token(tokenizer, tokens[i] = prompt[i], out);

@@ -11,12 +11,8 @@ typedef struct {
     int64_t seed;
 } SampleOptions;
 
-/* One token from logits (V), by the i-th random number of the seed. Overwrites logits; `sorted` is room for V floats.
- */
-int64_t sample_token(float *logits, int64_t vocab, SampleOptions options, float *sorted, int64_t i);
-
-/* Prints the prompt and its continuation as text (tokenizer; without control characters other than newline and tab) or
- * as numbers (tokenizer NULL). gpt: one row (B = 1), with
- * weights. The model sees the last T tokens; each step is a whole forward pass, so that any backend can do it. */
+/* Prints the prompt and its continuation as text, without control characters other than newline and tab, or as numbers
+ * where the tokenizer has no tokens. gpt: one row (B = 1), with weights. The model sees the last T tokens; each step is
+ * a whole forward pass, so that any backend can do it. */
 Status sample_text(Gpt *gpt, const Tokenizer *tokenizer, const int32_t *prompt, int64_t prompt_length,
                    SampleOptions options, FILE *out);

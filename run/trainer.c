@@ -33,8 +33,7 @@ static Status plant_fault(Backend *be, const char *fault) {
         be->fault_countdown = calls;
         return status_ok();
     }
-    return status_error(STATUS_BAD_INPUT,
-                        "debug.fault: \"%s\" is not an op's name and a number of calls, as in linear:37", fault);
+    return BAD_INPUT("debug.fault: \"%s\" is not an op's name and a number of calls, as in linear:37", fault);
 }
 
 static Status open_backend(Trainer *t) {
@@ -99,7 +98,7 @@ static Status allocate_host_buffers(Trainer *t) {
     t->statistics = calloc((size_t)tensor_numel(g->statistics), sizeof *t->statistics);
     t->clips = calloc((size_t)(g->L * g->H), sizeof *t->clips);
     if (t->tokens && t->targets && t->statistics && t->clips) return status_ok();
-    return status_error(STATUS_OUT_OF_MEMORY, "no memory for a batch of %lld tokens on the host", (long long)g->N);
+    return NO_MEMORY("no memory for a batch of %lld tokens on the host", (long long)g->N);
 }
 
 float *trainer_statistic(const Trainer *t, Tensor part) {

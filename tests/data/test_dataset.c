@@ -78,16 +78,16 @@ static void evaluation_windows_cover_each_shard_in_file_order(void **state) {
         }
     }
     assert_int_equal(index, 0 + 1 + 2 + 12 + 0 + 2);
-    assert_int_equal(dataset_windows(dataset), index);
-    assert_int_equal(dataset_tokens(dataset), 159);
-    assert_true(isnan(dataset_entropy_floor(dataset)));
+    assert_int_equal(dataset_facts(dataset)->windows, index);
+    assert_int_equal(dataset_facts(dataset)->tokens, 159);
+    assert_true(isnan(dataset_facts(dataset)->entropy_floor));
     dataset_close(dataset);
 }
 
 static void an_epoch_takes_disjoint_windows_of_every_shard(void **state) {
     (void)state;
     Dataset *dataset = open_shards(7);
-    int64_t epoch = dataset_epoch(dataset);
+    int64_t epoch = dataset_facts(dataset)->epoch;
     assert_int_equal(epoch, 0 + 1 + 1 + 11 + 0 + 1);
     for (int64_t e = 0; e < 50; e++) {
         bool used[VOCAB] = {false};
@@ -109,7 +109,7 @@ static void epochs_differ_in_order_and_in_offset(void **state) {
     (void)state;
     enum { EPOCHS = 200 };
     Dataset *dataset = open_shards(7);
-    int64_t epoch = dataset_epoch(dataset);
+    int64_t epoch = dataset_facts(dataset)->epoch;
     bool seen[VOCAB + 1] = {false}, offset_seen[CONTEXT] = {false};
     int32_t tokens[CONTEXT], targets[CONTEXT], first_epoch[64];
     int same = 0;
@@ -218,7 +218,7 @@ static void a_bad_token_in_a_huge_shard_is_reported_when_it_is_read(void **state
     const char *expected = "token 80 (offset 1344) is 4294967295";
     assert_fails(dataset_window(dataset, 9, tokens, targets), STATUS_BAD_INPUT, expected);
     assert_fails(dataset_window(dataset, 10, tokens, targets), STATUS_BAD_INPUT, expected);
-    assert_ok(dataset_window(dataset, dataset_windows(dataset) - 1, tokens, targets));
+    assert_ok(dataset_window(dataset, dataset_facts(dataset)->windows - 1, tokens, targets));
     dataset_close(dataset);
     remove(path);
 }
@@ -228,13 +228,13 @@ static void a_bad_token_in_a_huge_shard_is_reported_when_it_is_read(void **state
 static void the_fingerprint_tells_contents_apart(void **state) {
     (void)state;
     Dataset *dataset = open_shards(1), *same = open_shards(2);
-    uint64_t before = dataset_fingerprint(dataset);
-    assert_true(before == dataset_fingerprint(same));
+    uint64_t before = dataset_facts(dataset)->fingerprint;
+    assert_true(before == dataset_facts(same)->fingerprint);
     dataset_close(dataset);
     dataset_close(same);
     write_counting_shard(1, 101, 9);
     dataset = open_shards(1);
-    assert_true(dataset_fingerprint(dataset) != before);
+    assert_true(dataset_facts(dataset)->fingerprint != before);
     dataset_close(dataset);
     write_counting_shard(1, shards[1].base, shards[1].count);
 }
@@ -245,13 +245,13 @@ static void the_synthetic_language_is_a_data_set_without_files(void **state) {
     int32_t tokens[CONTEXT], targets[CONTEXT], other[CONTEXT];
     assert_ok(dataset_open(&train, "synthetic", 256, CONTEXT, 1, &config, false));
     assert_ok(dataset_open(&val, "synthetic", 256, CONTEXT, 1, &config, true));
-    assert_int_equal(dataset_tokens(train), 0);
-    assert_int_equal(dataset_epoch(train), 0);
-    assert_int_equal(dataset_tokens(val), 65536);
-    assert_int_equal(dataset_windows(val), 8192);
-    assert_true(fabs(dataset_entropy_floor(train) - 4.31246) < 1e-4);
-    assert_true(dataset_entropy_floor(train) == dataset_entropy_floor(val));
-    assert_true(dataset_fingerprint(train) != dataset_fingerprint(val));
+    assert_int_equal(dataset_facts(train)->tokens, 0);
+    assert_int_equal(dataset_facts(train)->epoch, 0);
+    assert_int_equal(dataset_facts(val)->tokens, 65536);
+    assert_int_equal(dataset_facts(val)->windows, 8192);
+    assert_true(fabs(dataset_facts(train)->entropy_floor - 4.31246) < 1e-4);
+    assert_true(dataset_facts(train)->entropy_floor == dataset_facts(val)->entropy_floor);
+    assert_true(dataset_facts(train)->fingerprint != dataset_facts(val)->fingerprint);
     assert_ok(dataset_train_sample(train, 1000000, tokens, targets));
     assert_memory_equal(tokens + 1, targets, (CONTEXT - 1) * sizeof *tokens);
     assert_ok(dataset_window(val, 8191, other, targets));

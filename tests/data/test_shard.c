@@ -223,9 +223,9 @@ static void an_abandoned_writer_leaves_the_old_file(void **state) {
     write_shard(path, "tokens.bin", TOKEN_U16, tokens, 2);
     assert_ok(shard_writer_open(&writer, path, TOKEN_U16));
     assert_ok(shard_writer_add(&writer, tokens, 1));
-    assert_true(file_exists(writer.temporary));
+    assert_true(file_exists(writer.out.temporary));
     shard_writer_abandon(&writer);
-    assert_false(file_exists(writer.temporary));
+    assert_false(file_exists(writer.out.temporary));
     assert_ok(shard_open(&shard, path));
     assert_int_equal(shard.count, 2);
     shard_close(&shard);
@@ -239,8 +239,8 @@ static void a_half_written_shard_is_refused(void **state) {
     assert_ok(path_join(path, folder, "half.bin"));
     assert_ok(shard_writer_open(&writer, path, TOKEN_U32));
     assert_ok(shard_writer_add(&writer, tokens, 2));
-    fflush(writer.file);
-    refuses(writer.temporary, STATUS_BAD_INPUT, "magic number 0");
+    fflush(writer.out.file);
+    refuses(writer.out.temporary, STATUS_BAD_INPUT, "magic number 0");
     shard_writer_abandon(&writer);
 }
 
@@ -252,7 +252,7 @@ static void a_shard_without_tokens_is_not_written(void **state) {
     assert_ok(shard_writer_open(&writer, path, TOKEN_U16));
     assert_fails(shard_writer_finish(&writer), STATUS_BAD_INPUT, "no tokens");
     assert_false(file_exists(path));
-    assert_false(file_exists(writer.temporary));
+    assert_false(file_exists(writer.out.temporary));
 }
 
 static void a_place_that_cannot_be_written_is_an_error(void **state) {
@@ -260,7 +260,7 @@ static void a_place_that_cannot_be_written_is_an_error(void **state) {
     char path[PATH_SIZE];
     ShardWriter writer;
     assert_ok(path_join(path, folder, "absent/tokens.bin"));
-    assert_fails(shard_writer_open(&writer, path, TOKEN_U16), STATUS_IO, "cannot write");
+    assert_fails(shard_writer_open(&writer, path, TOKEN_U16), STATUS_IO, "cannot create");
 }
 
 /* /dev/full takes no byte: what a full disk looks like. */

@@ -106,10 +106,10 @@ static void a_file_appears_under_its_name_only_when_it_is_whole(void **state) {
     assert_ok(safetensors_writer_open(&w, f->path, example, 1, NULL, 0));
     assert_ok(safetensors_writer_append(&w, zeta, 12));
     assert_false(file_exists(f->path));
-    assert_true(file_exists(w.temporary));
+    assert_true(file_exists(w.out.temporary));
     safetensors_writer_abandon(&w);
     assert_false(file_exists(f->path));
-    assert_false(file_exists(w.temporary));
+    assert_false(file_exists(w.out.temporary));
 }
 
 static void a_folder_that_is_not_there_is_named(void **state) {
