@@ -42,8 +42,15 @@ int params_add_block(ParamTable *table, const char *name, Role role, int param, 
     CHECK(row >= 0 && row + rows <= p->rows, "rows [%lld, +%lld) of %s", (long long)row, (long long)rows, p->name);
     int64_t split = axis == HEADS_IN_ROWS ? rows : p->columns;
     CHECK(heads >= 1 && split % heads == 0, "%s: %lld rows or columns in %d heads", name, (long long)split, heads);
-    table->kinds[table->kind_count] = (BlockKind){
-        .name = name, .role = role, .param = param, .row = row, .rows = rows, .heads = heads, .head_axis = axis};
+    table->kinds[table->kind_count] = (BlockKind){.name = name,
+                                                  .role = role,
+                                                  .param = param,
+                                                  .layers = p->count,
+                                                  .row = row,
+                                                  .rows = rows,
+                                                  .columns = p->columns,
+                                                  .heads = heads,
+                                                  .head_axis = axis};
     return table->kind_count++;
 }
 
@@ -102,10 +109,6 @@ Tensor params_block_run(const ParamTable *table, Tensor storage, int kind, int64
                     .stride = {p->layer_stride, in_rows ? rows * p->columns : columns, p->columns, 1}};
 }
 
-int64_t params_kind_layers(const ParamTable *table, int kind) {
-    return table->params[table->kinds[kind].param].count;
-}
-
 /* ---- names and classes ------------------------------------------------------------------------------------------ */
 
 int params_find_kind(const ParamTable *table, const char *name) {
@@ -137,12 +140,12 @@ const char *role_name(Role role) {
     return names[role];
 }
 
-char *params_block_name(const ParamTable *table, int kind, int64_t layer, int head, char *buffer, int64_t size) {
+char *params_block_name(const ParamTable *table, int kind, int64_t layer, char *buffer, int64_t size) {
     const BlockKind *b = &table->kinds[kind];
-    int used = table->params[b->param].per_layer
-                   ? snprintf(buffer, (size_t)size, "layers.%lld.%s", (long long)layer, b->name)
-                   : snprintf(buffer, (size_t)size, "%s", b->name);
-    if (head >= 0 && used < size) snprintf(buffer + used, (size_t)(size - used), ".head.%d", head);
+    if (table->params[b->param].per_layer)
+        snprintf(buffer, (size_t)size, "layers.%lld.%s", (long long)layer, b->name);
+    else
+        snprintf(buffer, (size_t)size, "%s", b->name);
     return buffer;
 }
 

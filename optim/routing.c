@@ -29,7 +29,7 @@ static char *list_blocks(const ParamTable *params, char *buffer, int64_t size) {
 
 static bool matches(const ParamTable *params, const RouteOverride *override, int kind, int64_t layer) {
     char name[2 * NAME_SIZE];
-    params_block_name(params, kind, layer, -1, name, sizeof name);
+    params_block_name(params, kind, layer, name, sizeof name);
     return fnmatch(override->pattern, name, 0) == 0;
 }
 
@@ -41,7 +41,7 @@ static Status check_override(const ParamTable *params, const RouteOverride *over
     char blocks[700];
     bool matched = false;
     for (int kind = 0; kind < params->kind_count; kind++)
-        for (int64_t layer = 0; layer < params_kind_layers(params, kind); layer++) {
+        for (int64_t layer = 0; layer < params->kinds[kind].layers; layer++) {
             if (!matches(params, override, kind, layer)) continue;
             matched = true;
             if (!optimizer_row(override->optimizer)->matrices_only || !is_vector(params, kind)) continue;
@@ -110,14 +110,14 @@ Status routes_build(Route **routes, int *count, const ParamTable *params, const 
     Status status = check_options(params, config);
     if (status.code) return status;
     int64_t most = 0;
-    for (int kind = 0; kind < params->kind_count; kind++) most += params_kind_layers(params, kind);
+    for (int kind = 0; kind < params->kind_count; kind++) most += params->kinds[kind].layers;
     Route *table = calloc((size_t)most, sizeof *table);
     if (!table)
         return status_error(STATUS_OUT_OF_MEMORY, "out of memory for a routing table of %lld rows", (long long)most);
 
     int used = 0;
     for (int kind = 0; kind < params->kind_count; kind++)
-        for (int64_t layer = 0; layer < params_kind_layers(params, kind); layer++) {
+        for (int64_t layer = 0; layer < params->kinds[kind].layers; layer++) {
             OptimizerKind optimizer = choose_optimizer(params, config, kind, layer);
             if (layer > 0 && table[used - 1].optimizer == optimizer)
                 table[used - 1].layers++;
@@ -136,7 +136,7 @@ static char *describe_run(const ParamTable *params, const Route *route, char *bu
     const BlockKind *block = &params->kinds[route->kind];
     const char *heads = route->split == SPLIT_PER_HEAD ? " per head" : "";
     char name[2 * NAME_SIZE];
-    params_block_name(params, route->kind, route->first, -1, name, sizeof name);
+    params_block_name(params, route->kind, route->first, name, sizeof name);
     if (route->layers > 1)
         snprintf(name, sizeof name, "layers.%lld-%lld.%s", (long long)route->first,
                  (long long)(route->first + route->layers - 1), block->name);

@@ -54,7 +54,7 @@ static double plain_scale(const MuonConfig *config, UpdateSize size, double n, d
 static double width_ratio(const ParamTable *params, const OptimizerConfig *config) {
     for (int kind = 0; kind < params->kind_count; kind++)
         if (config->mup_base_width > 0 && params->kinds[kind].role == ROLE_EMBED)
-            return (double)config->mup_base_width / (double)params->params[params->kinds[kind].param].columns;
+            return (double)config->mup_base_width / (double)params->kinds[kind].columns;
     return 1;
 }
 
@@ -103,7 +103,7 @@ bool optimizer_is_orthogonal(const Optimizer *opt, OptimizerKind kind) {
  * elements, so that no norm need shrink. */
 double optimizer_decay_bound(const Optimizer *opt, const Route *route, double step, double sigma_max, double decay) {
     const BlockKind *block = &opt->params->kinds[route->kind];
-    const double elements = (double)block->rows * (double)opt->params->params[block->param].columns;
+    const double elements = (double)block->rows * (double)block->columns;
     if (!(decay > 0) || opt->config.cautious_decay) return (double)NAN;
     switch (optimizer_row(route->optimizer)->size) {
     case UPDATE_ORTHOGONAL:

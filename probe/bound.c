@@ -7,7 +7,6 @@
  *                                                                | W_qr: head 0, 1, .. | W_kr |    latent attention
  */
 #include <math.h>
-#include <omp.h>
 
 #include "base/metrics.h"
 #include "ops/ops.h"
@@ -48,7 +47,7 @@ typedef struct {
 typedef struct {
     const ParamTable *params;
     Backend *be;
-    int threads, part_count;
+    int part_count;
     PartSides parts[PARTS_MAX];
     int64_t layers, heads;
     int64_t elements, vector_elements; /* of a layer's matrices, and of their biases */
@@ -56,7 +55,7 @@ typedef struct {
     Tensor vectors;                    /* (vector_elements) f32 */
     Tensor norms;                      /* (layers, INPUT_COUNT) f32 */
     float *host, *host_vectors, *host_norms;
-    double *workspaces; /* one a thread */
+    Workspaces work;
     BoundRecord *records;
 } BoundProbe;
 
@@ -72,7 +71,7 @@ static Side add_side(BoundProbe *probe, const char *name, const char *bias, Inpu
                  .input = input,
                  .heads = block->heads,
                  .size = block->rows / block->heads,
-                 .inputs = params->params[block->param].columns,
+                 .inputs = block->columns,
                  .first = probe->elements,
                  .first_bias = probe->vector_elements};
     probe->elements += block->rows * side.inputs;
@@ -94,20 +93,15 @@ static void find_parts(BoundProbe *probe) {
     rotary->k = add_side(probe, "k_rope", "", INPUT_STREAM);
 }
 
-static int64_t workspace_size(const BoundProbe *probe) {
-    int64_t size = 0;
-    for (int i = 0; i < probe->part_count; i++) size = larger(size, logit_part_workspace_size(probe->parts[i].q.size));
-    return size;
-}
-
 static Status plan(void *self, ProbeSet *set) {
     BoundProbe *p = self;
     p->params = &set->gpt->params;
     p->be = set->be;
-    p->threads = set->be->threads > 0 ? set->be->threads : omp_get_max_threads();
     find_parts(p);
-    p->layers = params_kind_layers(p->params, p->parts[0].q.kind);
-    p->heads = p->parts[0].q.heads;
+    p->layers = set->gpt->L;
+    p->heads = set->gpt->H;
+    for (int i = 0; i < p->part_count; i++)
+        p->work.size = larger(p->work.size, logit_part_workspace_size(p->parts[i].q.size));
     return status_ok();
 }
 
@@ -121,7 +115,7 @@ static void layout(void *self, const ProbeSet *set, ProbeMemory *memory) {
     p->host = arena_take_host(host, p->elements, sizeof *p->host);
     p->host_vectors = arena_take_host(host, p->vector_elements, sizeof *p->host_vectors);
     p->host_norms = arena_take_host(host, p->layers * INPUT_COUNT, sizeof *p->host_norms);
-    p->workspaces = arena_take_host(host, p->threads * workspace_size(p), sizeof *p->workspaces);
+    workspaces_layout(&p->work, p->be, host);
     p->records = arena_take_host(host, p->layers * p->heads, sizeof *p->records);
 }
 
@@ -156,21 +150,24 @@ static LogitPart measure_part(const BoundProbe *probe, const PartSides *s, int64
     return part;
 }
 
-static void measure_layer(BoundProbe *probe, BoundRecord *records, int64_t layer) {
-#pragma omp parallel for schedule(dynamic) num_threads(probe->threads)
-    for (int64_t h = 0; h < probe->heads; h++) {
-        double *workspace = probe->workspaces + omp_get_thread_num() * workspace_size(probe);
-        records[h] = (BoundRecord){.layer = layer, .head = h, .count = probe->part_count};
-        for (int i = 0; i < probe->part_count; i++)
-            records[h].parts[i] = measure_part(probe, &probe->parts[i], h, workspace);
-    }
+typedef struct {
+    const BoundProbe *probe;
+    int64_t layer;
+} BoundLayer;
+
+static void measure_head(void *context, int64_t head, double *workspace) {
+    const BoundLayer *at = context;
+    const BoundProbe *probe = at->probe;
+    BoundRecord *record = &probe->records[at->layer * probe->heads + head];
+    *record = (BoundRecord){.layer = at->layer, .head = head, .count = probe->part_count};
+    for (int i = 0; i < probe->part_count; i++)
+        record->parts[i] = measure_part(probe, &probe->parts[i], head, workspace);
 }
 
 /* Forgets the inputs, and measures the weights that the step's forward passes read. */
 static void begin(void *self, ProbeSet *set) {
     BoundProbe *p = self;
     op_fill(set->be, p->norms, 0);
-    const int threads_before = blas_begin_serial();
     for (int64_t layer = 0; layer < p->layers; layer++) {
         for (int i = 0; i < p->part_count; i++) {
             stage_side(p, &p->parts[i].q, layer);
@@ -178,9 +175,8 @@ static void begin(void *self, ProbeSet *set) {
         }
         backend_to_host(set->be, p->host, p->stage);
         backend_to_host(set->be, p->host_vectors, p->vectors);
-        measure_layer(p, p->records + layer * p->heads, layer);
+        workspaces_run(&p->work, p->heads, measure_head, &(BoundLayer){p, layer});
     }
-    blas_end_serial(threads_before);
 }
 
 /* ---- inputs ----------------------------------------------------------------------------------------------------- */

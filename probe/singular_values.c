@@ -14,15 +14,8 @@ static double plogp(double p) {
 }
 
 static Spectrum spectrum_of_nan(void) {
-    return (Spectrum){.sigma_max = nan_value,
-                      .sigma_min = nan_value,
-                      .rms = nan_value,
-                      .entropy = nan_value,
-                      .entropy_sq = nan_value,
-                      .effective_rank = nan_value,
-                      .stable_rank = nan_value,
-                      .orthogonality_error = nan_value,
-                      .below_half = nan_value};
+    return (Spectrum){nan_value, nan_value, nan_value, nan_value, nan_value,
+                      nan_value, nan_value, nan_value, nan_value};
 }
 
 /* Entropies of values given in units of the largest, so that no square over- or underflows. */

@@ -68,7 +68,7 @@ static void override(OptimizerConfig *config, const char *pattern, OptimizerKind
 static void randomize(Toy *toy, Tensor storage, uint64_t seed) {
     ParamTable *p = &toy->params;
     for (int kind = 0; kind < p->kind_count; kind++) {
-        Tensor run = params_block_run(p, storage, kind, 0, params_kind_layers(p, kind), SPLIT_WHOLE);
+        Tensor run = params_block_run(p, storage, kind, 0, p->kinds[kind].layers, SPLIT_WHOLE);
         for (int64_t i = 0; i < tensor_numel(run); i++)
             test_set(&toy->be, run, i, test_uniform(seed + 1000 * (uint64_t)kind, i));
     }
@@ -127,7 +127,7 @@ static const Route *find_route(const Toy *toy, const char *kind, int64_t layer) 
 
 static Tensor weights_of(Toy *toy, Tensor storage, const char *kind) {
     int index = params_find_kind(&toy->params, kind);
-    return params_block_run(&toy->params, storage, index, 0, params_kind_layers(&toy->params, index), SPLIT_WHOLE);
+    return params_block_run(&toy->params, storage, index, 0, toy->params.kinds[index].layers, SPLIT_WHOLE);
 }
 
 static Tensor weights_of_route(const Toy *toy, const Route *r) {
@@ -683,7 +683,7 @@ static int64_t hidden_elements(const ParamTable *p) {
     int64_t count = 0;
     for (int i = 0; i < p->kind_count; i++)
         if (params_is_hidden_matrix(&p->kinds[i]))
-            count += params_kind_layers(p, i) * p->kinds[i].rows * p->params[p->kinds[i].param].columns;
+            count += p->kinds[i].layers * p->kinds[i].rows * p->kinds[i].columns;
     return count;
 }
 

@@ -40,7 +40,7 @@ static Svd *decompose(Toy *t, int kind, Tensor block) {
     double copy[ELEMENTS_MAX], superdiagonal[WIDTH];
     double *values = test_read(&t->be, block);
     s->n = params->kinds[kind].rows;
-    s->m = params->params[params->kinds[kind].param].columns;
+    s->m = params->kinds[kind].columns;
     s->r = s->n < s->m ? s->n : s->m;
     assert_int_equal(tensor_numel(block), s->n * s->m);
     for (int64_t i = 0; i < s->n * s->m; i++) s->a[i] = copy[i] = values[i];
@@ -103,7 +103,7 @@ static Tensor random_run(Toy *t, int kind, int64_t layers, BlockSplit split, uin
 /* One layer of a run as (rows, columns): heads are put one below the other, or side by side. */
 static Tensor whole_block(Toy *t, int kind, Tensor run, int64_t layer) {
     const BlockKind *block = &t->gpt.params.kinds[kind];
-    const int64_t columns = t->gpt.params.params[block->param].columns;
+    const int64_t columns = block->columns;
     Tensor whole = test_zeros(&t->be, DTYPE_F32, shape2(block->rows, columns)), part = tensor_index(run, layer);
     Tensor target = tensor_as_3d(whole, part.shape[0], part.shape[1], part.shape[2]);
     if (block->head_axis == HEADS_IN_COLUMNS) target.stride[0] = part.shape[2], target.stride[1] = columns;
