@@ -23,14 +23,7 @@ typedef enum {
     INPUT_COUNT
 } Input;
 
-enum { PARTS_MAX = 2 };
-
-/* One part; in latent attention two: q^C·k^C and q^R·k^R. */
-typedef struct {
-    int64_t layer, head;
-    int count;
-    LogitPart parts[PARTS_MAX];
-} BoundRecord;
+enum { PARTS_MAX = 2 }; /* latent attention: q^C·k^C and q^R·k^R */
 
 /* The weights of one factor of a part, and where they lie in the copy of a layer. */
 typedef struct {
@@ -56,7 +49,7 @@ typedef struct {
     Tensor norms;                      /* (layers, INPUT_COUNT) f32 */
     float *host, *host_vectors, *host_norms;
     Workspaces work;
-    BoundRecord *records;
+    LogitPart (*records)[PARTS_MAX]; /* of (layers, heads) */
 } BoundProbe;
 
 /* ---- life ------------------------------------------------------------------------------------------------------- */
@@ -158,10 +151,8 @@ typedef struct {
 static void measure_head(void *context, int64_t head, double *workspace) {
     const BoundLayer *at = context;
     const BoundProbe *probe = at->probe;
-    BoundRecord *record = &probe->records[at->layer * probe->heads + head];
-    *record = (BoundRecord){.layer = at->layer, .head = head, .count = probe->part_count};
-    for (int i = 0; i < probe->part_count; i++)
-        record->parts[i] = measure_part(probe, &probe->parts[i], head, workspace);
+    LogitPart *parts = probe->records[at->layer * probe->heads + head];
+    for (int i = 0; i < probe->part_count; i++) parts[i] = measure_part(probe, &probe->parts[i], head, workspace);
 }
 
 /* Forgets the inputs, and measures the weights that the step's forward passes read. */
@@ -199,44 +190,42 @@ static void forward(void *self, ProbeSet *set, int64_t micro_batch) {
 static void gradient(void *self, ProbeSet *set) {
     BoundProbe *p = self;
     backend_to_host(set->be, p->host_norms, p->norms);
-    for (BoundRecord *r = p->records; r < p->records + p->layers * p->heads; r++) {
-        const float *norms = p->host_norms + r->layer * INPUT_COUNT;
-        for (int i = 0; i < r->count; i++) {
-            r->parts[i].x_q = (double)norms[p->parts[i].q.input];
-            r->parts[i].x_k = (double)norms[p->parts[i].k.input];
-        }
-    }
 }
 
 /* ---- the record ------------------------------------------------------------------------------------------------- */
 
 /* The first part has its keys as they are, a rotary one beside it has them with "rope_" before. */
-static void add_parts(cJSON *row, const BoundRecord *r) {
+static void add_parts(cJSON *row, const LogitPart *parts, int count) {
     static const char *const names[PARTS_MAX][5] = {
         {"x_norm", "x_k_norm", "q_norm", "k_norm", "qk_norm"},
         {"rope_x_norm", "rope_x_k_norm", "rope_q_norm", "rope_k_norm", "rope_qk_norm"},
     };
-    for (int i = 0; i < r->count; i++) {
-        const LogitPart *p = &r->parts[i];
-        metrics_add_float(row, names[i][0], (float)p->x_q);
-        if (r->count > 1) metrics_add_float(row, names[i][1], (float)p->x_k); /* otherwise the same */
-        metrics_add_float(row, names[i][2], (float)p->w_q);
-        metrics_add_float(row, names[i][3], (float)p->w_k);
-        metrics_add_float(row, names[i][4], (float)p->w_qk);
+    for (int i = 0; i < count; i++) {
+        metrics_add_float(row, names[i][0], (float)parts[i].x_q);
+        if (count > 1) metrics_add_float(row, names[i][1], (float)parts[i].x_k); /* otherwise the same */
+        metrics_add_float(row, names[i][2], (float)parts[i].w_q);
+        metrics_add_float(row, names[i][3], (float)parts[i].w_k);
+        metrics_add_float(row, names[i][4], (float)parts[i].w_qk);
     }
 }
 
 static void report(void *self, ProbeSet *set, cJSON *line) {
     const BoundProbe *p = self;
     const double scale = (double)gpt_attention_inputs(set->gpt, 0).scale;
+    const int count = p->part_count;
     cJSON *list = cJSON_AddArrayToObject(line, "logit_bound");
     for (int64_t i = 0; i < p->layers * p->heads; i++) {
-        const BoundRecord *r = &p->records[i];
-        const double bound = logit_bound(r->parts, r->count, scale);
-        cJSON *row = record_add_head(list, r->layer, r->head);
-        add_parts(row, r);
+        LogitPart *parts = p->records[i];
+        const float *norms = p->host_norms + i / p->heads * INPUT_COUNT;
+        for (int k = 0; k < count; k++) {
+            parts[k].x_q = (double)norms[p->parts[k].q.input];
+            parts[k].x_k = (double)norms[p->parts[k].k.input];
+        }
+        const double bound = logit_bound(parts, count, scale);
+        cJSON *row = record_add_head(list, i / p->heads, i % p->heads);
+        add_parts(row, parts, count);
         metrics_add_float(row, "bound", (float)bound);
-        metrics_add_float(row, "bound_qk", (float)logit_bound_qk(r->parts, r->count, scale));
+        metrics_add_float(row, "bound_qk", (float)logit_bound_qk(parts, count, scale));
         metrics_add_float(row, "tightness", (float)((double)set->max_abs[i] / bound));
     }
 }
