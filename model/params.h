@@ -63,7 +63,7 @@ typedef struct {
     int64_t count;    /* of parameters, padding excluded */
 
     Tensor master; /* (elements) f32 */
-    Tensor grad;   /* (elements) f32 */
+    Tensor grad;   /* (elements) f32; zero in the padding between parameters */
     Tensor work;   /* (elements) bf16: rounded copies that forward and backward read; in fp32 mode master itself */
 } ParamTable;
 

@@ -270,7 +270,3 @@ void optimizer_step(Optimizer *opt, const StepNumbers *numbers, UpdateObserver *
                            .context = context};
     for (int i = 0; i < opt->route_count; i++) step_route(opt, &opt->routes[i], &s);
 }
-
-void optimizer_add_grad_squares(Optimizer *opt, Tensor total) {
-    op_sum_squares(opt->be, total, opt->params->grad); /* the padding between parameters stays zero */
-}
