@@ -116,7 +116,7 @@ Status optimizer_plan(Optimizer *opt, ParamTable *params, const OptimizerConfig 
     Status status = check_rates(config);
     if (status.code) return status;
     if (FAILED(status, orthogonalizer_plan(&opt->orthogonalizer, &config->muon, be))) return status;
-    if (FAILED(status, routes_build(&opt->routes, &opt->route_count, params, config))) return status;
+    if (FAILED(status, routes_build(opt))) return status;
     plan_memory(opt);
     return status;
 }
@@ -172,10 +172,6 @@ double optimizer_step_flops(const Optimizer *opt) {
             flops += (double)(shape[0] * shape[1]) * orthogonalizer_flops(&opt->orthogonalizer, shape[2], shape[3]);
     }
     return flops;
-}
-
-void optimizer_print_routes(const Optimizer *opt, FILE *out) {
-    routes_print(opt->routes, opt->route_count, opt->params, out);
 }
 
 /* ---- the step --------------------------------------------------------------------------------------------------- */

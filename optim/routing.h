@@ -3,9 +3,8 @@
 
 #include "optim/optimizer.h"
 
-/* Builds the table without tensors; the caller frees *routes. STATUS_BAD_INPUT as optimizer_plan. */
-Status routes_build(Route **routes, int *count, const ParamTable *params, const OptimizerConfig *config);
-void routes_print(const Route *routes, int count, const ParamTable *params, FILE *out);
+/* Builds the routes of opt->params by opt->config, without tensors. STATUS_BAD_INPUT as optimizer_plan. */
+Status routes_build(Optimizer *opt);
 
 /* (layers, heads or 1, rows, columns) of the route's part of a storage. */
 Tensor route_view(const Route *route, const ParamTable *params, Tensor storage);

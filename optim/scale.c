@@ -51,10 +51,11 @@ static double plain_scale(const MuonConfig *config, UpdateSize size, double n, d
 }
 
 /* r; 1 without muP. */
-static double width_ratio(const ParamTable *params, const OptimizerConfig *config) {
+static double width_ratio(const Optimizer *opt) {
+    const ParamTable *params = opt->params;
     for (int kind = 0; kind < params->kind_count; kind++)
-        if (config->mup_base_width > 0 && params->kinds[kind].role == ROLE_EMBED)
-            return (double)config->mup_base_width / (double)params->kinds[kind].columns;
+        if (opt->config.mup_base_width > 0 && params->kinds[kind].role == ROLE_EMBED)
+            return (double)opt->config.mup_base_width / (double)params->kinds[kind].columns;
     return 1;
 }
 
@@ -80,19 +81,17 @@ static double mup_channel_factor(const MuonConfig *muon, UpdateSize size, double
 }
 
 /* See the head of the file. */
-static double mup_factor(const ParamTable *params, const OptimizerConfig *config, const BlockKind *block,
-                         UpdateSize size) {
-    const double r = width_ratio(params, config);
+static double mup_factor(const Optimizer *opt, const BlockKind *block, UpdateSize size) {
+    const double r = width_ratio(opt);
     if (r == 1) return 1;
-    if (params_is_hidden_matrix(block)) return mup_hidden_factor(&config->muon, size, r);
+    if (params_is_hidden_matrix(block)) return mup_hidden_factor(&opt->config.muon, size, r);
     if (strcmp(block->name, "normf") == 0 || strcmp(block->name, "normf_bias") == 0) return r;
-    return mup_channel_factor(&config->muon, size, r);
+    return mup_channel_factor(&opt->config.muon, size, r);
 }
 
-double update_scale(const ParamTable *params, const OptimizerConfig *config, const BlockKind *block,
-                    OptimizerKind optimizer, double n, double m) {
+double update_scale(const Optimizer *opt, const BlockKind *block, OptimizerKind optimizer, double n, double m) {
     const UpdateSize size = optimizer_row(optimizer)->size;
-    return plain_scale(&config->muon, size, n, m) * mup_factor(params, config, block, size);
+    return plain_scale(&opt->config.muon, size, n, m) * mup_factor(opt, block, size);
 }
 
 bool optimizer_is_orthogonal(const Optimizer *opt, OptimizerKind kind) {
