@@ -3,6 +3,7 @@
 
 #include <stdio.h>
 
+#include "base/integer.h"
 #include "ops/ops.h"
 
 enum { ALIGN_ELEMENTS = 32 }; /* 64 bytes in bf16, 128 in fp32: rows of every storage start on a cache line */
@@ -11,28 +12,20 @@ static int64_t align_up(int64_t n) {
     return (n + ALIGN_ELEMENTS - 1) / ALIGN_ELEMENTS * ALIGN_ELEMENTS;
 }
 
-static int add_param(ParamTable *table, const char *name, int64_t layers, int64_t rows, int64_t columns, bool vector) {
+int params_add(ParamTable *table, const char *name, int64_t layers, int64_t rows, int64_t columns) {
     CHECK(table->param_count < PARAM_MAX, "more than %d parameters", PARAM_MAX);
     Param *p = &table->params[table->param_count];
     *p = (Param){.name = name,
                  .per_layer = layers > 0,
-                 .vector = vector,
+                 .vector = columns == 0,
                  .count = layers > 0 ? layers : 1,
                  .rows = rows,
-                 .columns = columns,
-                 .offset = table->elements,
-                 .layer_stride = align_up(rows * columns)};
+                 .columns = larger(columns, 1),
+                 .offset = table->elements};
+    p->layer_stride = align_up(rows * p->columns);
     table->elements += p->count * p->layer_stride;
-    table->count += p->count * rows * columns;
+    table->count += p->count * rows * p->columns;
     return table->param_count++;
-}
-
-int params_add_matrix(ParamTable *table, const char *name, int64_t layers, int64_t rows, int64_t columns) {
-    return add_param(table, name, layers, rows, columns, false);
-}
-
-int params_add_vector(ParamTable *table, const char *name, int64_t layers, int64_t rows) {
-    return add_param(table, name, layers, rows, 1, true);
 }
 
 int params_add_block(ParamTable *table, const char *name, Role role, int param, int64_t row, int64_t rows, int heads,
@@ -77,10 +70,6 @@ Tensor params_stack(const ParamTable *table, Tensor storage, int param) {
     first.shape[0] = p->count;
     first.stride[0] = p->layer_stride;
     return first;
-}
-
-Tensor params_weight(const ParamTable *table, int param, int64_t layer) {
-    return params_tensor(table, table->params[param].vector ? table->master : table->work, param, layer);
 }
 
 Tensor params_block(const ParamTable *table, Tensor storage, int kind, int64_t layer) {

@@ -69,9 +69,9 @@ typedef struct {
 
 /* ---- building --------------------------------------------------------------------------------------------------- */
 
-/* Of `layers` layers, or one for the whole model where that is 0. Return the parameter's index. */
-int params_add_matrix(ParamTable *table, const char *name, int64_t layers, int64_t rows, int64_t columns);
-int params_add_vector(ParamTable *table, const char *name, int64_t layers, int64_t rows);
+/* Of `layers` layers, or one for the whole model where that is 0. columns 0: a vector. Returns the parameter's index.
+ */
+int params_add(ParamTable *table, const char *name, int64_t layers, int64_t rows, int64_t columns);
 /* The rows [row, row+rows) of `param` under a name of their own. Returns the kind's index. */
 int params_add_block(ParamTable *table, const char *name, Role role, int param, int64_t row, int64_t rows, int heads,
                      HeadAxis axis);
@@ -85,8 +85,6 @@ void params_layout(ParamTable *table, Arena *weights, Arena *gradients, DType co
 Tensor params_tensor(const ParamTable *table, Tensor storage, int param, int64_t layer);
 /* All layers' tensors of a Param, each as one row: (layers or 1, elements), strided. */
 Tensor params_stack(const ParamTable *table, Tensor storage, int param);
-/* What forward and backward read: vectors from master, matrices from the working copies. */
-Tensor params_weight(const ParamTable *table, int param, int64_t layer);
 
 /* (rows, columns), strided. */
 Tensor params_block(const ParamTable *table, Tensor storage, int kind, int64_t layer);

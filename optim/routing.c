@@ -12,7 +12,6 @@
 #include <stdlib.h>
 
 #include "optim/optimizer_row.h"
-#include "optim/scale.h"
 
 /* ---- checks ----------------------------------------------------------------------------------------------------- */
 

@@ -1,4 +1,5 @@
-/* Routing: which optimizer governs which block; see optimizer.h for Route. Private to optim/. */
+/* Routing: which optimizer governs which block (see optimizer.h for Route), and how large its updates are. Private to
+ * optim/. */
 #pragma once
 
 #include "optim/optimizer.h"
@@ -10,3 +11,7 @@ Status routes_build(Optimizer *opt);
 Tensor route_view(const Route *route, const ParamTable *params, Tensor storage);
 /* The same without memory: for its shape, before the parameters have theirs. */
 Tensor route_shape(const Route *route, const ParamTable *params);
+
+/* s of W <- (1 - lr wd) W - lr s U for U of n rows and m columns, a block's or one head's, with muP's factor (scale.c).
+ */
+double update_scale(const Optimizer *opt, const BlockKind *block, OptimizerKind optimizer, double n, double m);

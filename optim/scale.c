@@ -1,4 +1,4 @@
-/* How large updates are: s of W <- (1 - lr wd) W - lr s U, and what decay makes of it; see scale.h.
+/* How large updates are: s of W <- (1 - lr wd) W - lr s U, and what decay makes of it.
  *
  * muP (optimizer.mup_base_width). With r = base width / width, every route's scale gets the factor that keeps what an
  * update does to activations independent of the width. The spectral condition (Yang, Simon & Bernstein 2023, "A
@@ -23,11 +23,10 @@
  * The decay per step, lr wd, has no factor: over how many steps weights average is a property of the run, not of the
  * width (Wang & Aitchison 2024, "How to set AdamW's weight decay as you scale model and dataset size").
  */
-#include "optim/scale.h"
-
 #include <math.h>
 
 #include "optim/optimizer_row.h"
+#include "optim/routing.h"
 
 /* s of an orthogonal U of n rows (outputs) and m columns (inputs). rms makes the update's root mean square that of
  * AdamW's: an orthogonal U has rms 1/sqrt(max(n,m)) (Moonlight 2025, section 2.2). */

@@ -9,12 +9,9 @@
  * size against every triple; updates of low rank only where they point. `realised` compares the i-th largest values
  * before and after, which is the same triple as long as none overtakes.
  */
-#include "probe/collision.h"
-
 #include <math.h>
 
 #include "base/metrics.h"
-#include "probe/matrix.h"
 #include "probe/probe.h"
 #include "probe/record.h"
 
@@ -47,18 +44,6 @@ static void begin(void *self, ProbeSet *set) {
 
 /* ---- measuring -------------------------------------------------------------------------------------------------- */
 
-double collision_with(const Triples *t, const float *update, double *c) {
-    double squares = 0, norm_sq = 0;
-    for (int64_t i = 0; i < t->count; i++) {
-        c[i] = triples_form(t->left + i * t->rows, update, t->right + i * t->columns, t->rows, t->columns);
-        squares += c[i] * c[i];
-    }
-    const int64_t elements = t->rows * t->columns;
-#pragma omp simd reduction(+ : norm_sq)
-    for (int64_t i = 0; i < elements; i++) norm_sq += (double)update[i] * (double)update[i];
-    return squares / (double)t->count / (norm_sq / (double)elements);
-}
-
 /* A run under measurement. */
 typedef struct {
     const UpdateEvent *event;
@@ -75,7 +60,7 @@ static void compare(void *context, const WatchedLayer *at, double *workspace) {
     CollisionRecord *r = &run->records[at->layer - e->route->first];
 
     *r = (CollisionRecord){.kind = at->kind, .layer = at->layer, .count = before->count};
-    r->relative = collision_with(before, blocks_matrix(at, SET_UPDATE), r->c);
+    r->relative = triples_collide(before, blocks_matrix(at, SET_UPDATE), r->c);
     for (int64_t i = 0; i < before->count; i++) {
         r->sigma[i] = before->sigma[i];
         r->predicted[i] = -step * r->c[i] - decay * before->sigma[i];

@@ -5,12 +5,11 @@
  *
  *      effective_rank    exp(-sum p ln p), p = sigma(U) / sum sigma(U)
  *      rms               lr s |U|_F / sqrt(n m)
- *      collision         mean over the top k of (u_iᵀ U v_i)², relative to |U|_F² / (n m)      (collision.h)
+ *      collision         mean over the top k of (u_iᵀ U v_i)², relative to |U|_F² / (n m)      (triples_collide)
  *      sigma_change      -lr s u_1ᵀ U v_1 - lr wd sigma_1
  */
 #include "base/metrics.h"
 #include "ops/ops.h"
-#include "probe/collision.h"
 #include "probe/matrix.h"
 #include "probe/probe.h"
 #include "probe/record.h"
@@ -103,7 +102,7 @@ static void measure(void *context, const WatchedLayer *at, double *workspace) {
 
     singular_values(workspace, update, rows, columns, columns, workspace + r);
     const Spectrum spectrum = spectrum_from_values(workspace, r, larger(rows, columns));
-    const double relative = collision_with(weights, update, collisions);
+    const double relative = triples_collide(weights, update, collisions);
     run->records[at->layer - e->route->first] =
         (ShadowRecord){.kind = at->kind,
                        .optimizer = e->route->optimizer,

@@ -1,6 +1,7 @@
 /* Singular values through the fp64 Gram matrix, and the statistics of their distribution; see singular_values.h. */
 #include "probe/singular_values.h"
 
+#include <cblas.h>
 #include <math.h>
 
 #include "probe/matrix.h"
@@ -74,9 +75,5 @@ void singular_values(double *sigma, const float *matrix, int64_t rows, int64_t c
     }
     double noise = gram_noise(r, sigma[r - 1]);
     for (int64_t i = 0; i < r; i++) sigma[i] = sigma[i] > noise ? sqrt(sigma[i]) : 0;
-    for (int64_t i = 0, j = r - 1; i < j; i++, j--) {
-        double ascending = sigma[i];
-        sigma[i] = sigma[j];
-        sigma[j] = ascending;
-    }
+    cblas_dswap((int)(r / 2), sigma, 1, sigma + r - r / 2, -1); /* LAPACK's are ascending */
 }

@@ -39,3 +39,7 @@ Alignment triples_align(const Triples *a, const Triples *b);
 
 /* uᵀ M v of a contiguous (rows, columns) matrix. */
 double triples_form(const double *u, const float *matrix, const double *v, int64_t rows, int64_t columns);
+
+/* c_i = u_iᵀ U v_i of an update U against the triples, their collisions (collision.c); returns mean c_i² / (|U|_F² / (n
+ * m)), which is 1 for a U without any direction of its own, and NaN for a zero U. */
+double triples_collide(const Triples *weights, const float *update, double *c);

@@ -6,7 +6,6 @@
 #include <lapacke.h>
 
 #include "ops/ops.h"
-#include "probe/collision.h"
 
 enum { TOP = 3, WATCHED = 4 };
 enum { ELEMENTS_MAX = MLP * WIDTH };
@@ -271,14 +270,14 @@ static void forms_and_their_mean_square_are_those_of_the_svd(void **state) {
         for (int64_t j = 0; j < w->n * w->m; j++) matrix[j] = (float)w->a[j], update[j] = (float)u->a[j];
         Triples triples = triples_place(memory, w->n, w->m, TOP);
         triples_find(&triples, matrix, workspace);
-        const double relative = collision_with(&triples, update, c), expected = relative_collision(w, u);
+        const double relative = triples_collide(&triples, update, c), expected = relative_collision(w, u);
         assert_close("relative", &relative, &expected, 1, (Tolerance){.absolute = 1e-9});
         for (int k = 0; k < TOP; k++) {
             const double in_double = form(w, u->a, k);
             assert_close("c", &c[k], &in_double, 1, (Tolerance){.absolute = 1e-9});
         }
         memset(update, 0, sizeof update);
-        assert_true(isnan(collision_with(&triples, update, c)) && c[0] == 0);
+        assert_true(isnan(triples_collide(&triples, update, c)) && c[0] == 0);
         free(memory);
         free(workspace);
         free(w);
