@@ -257,3 +257,9 @@ JsonPlace json_place(const JsonDocument *document, const cJSON *item) {
     CHECK(found && index < document->count, "value %lld of %lld", (long long)index, (long long)document->count);
     return document->places[index];
 }
+
+bool json_get_count(const cJSON *item, int64_t *count) {
+    if (!cJSON_IsNumber(item) || !(item->valuedouble >= 0 && item->valuedouble <= 0x1p53)) return false;
+    *count = (int64_t)item->valuedouble;
+    return (double)*count == item->valuedouble;
+}

@@ -3,9 +3,10 @@
  */
 #include "model/checkpoint_files.h"
 
-#include <cjson/cJSON.h>
 #include <stdlib.h>
 #include <string.h>
+
+#include "base/config_json.h"
 
 const char checkpoint_state_file[] = "state.json";
 
@@ -37,12 +38,8 @@ static bool get_hash(const cJSON *json, const char *key, uint64_t *hash) {
     return *end == '\0';
 }
 
-/* A count: whole, not negative, and no larger than a JSON number, which is a double, holds exactly. */
-static bool get_integer(const cJSON *json, const char *key, int64_t *value) {
-    const cJSON *item = cJSON_GetObjectItemCaseSensitive(json, key);
-    if (!cJSON_IsNumber(item) || !(item->valuedouble >= 0 && item->valuedouble <= 0x1p53)) return false;
-    *value = (int64_t)item->valuedouble;
-    return (double)*value == item->valuedouble;
+static bool get_count(const cJSON *json, const char *key, int64_t *value) {
+    return json_get_count(cJSON_GetObjectItemCaseSensitive(json, key), value);
 }
 
 static bool get_text(const cJSON *json, const char *key, char *buffer, size_t size) {
@@ -103,14 +100,14 @@ static bool checksum_agrees(const char *text, int64_t size) {
 static bool parse_state(const cJSON *json, CheckpointState *state, FileSum *sums) {
     const cJSON *files = cJSON_GetObjectItemCaseSensitive(json, "files");
     *state = (CheckpointState){0};
-    bool complete = get_integer(json, "step", &state->step) && get_integer(json, "updates", &state->updates) &&
-                    get_integer(json, "samples", &state->samples) && get_integer(json, "tokens", &state->tokens) &&
+    bool complete = get_count(json, "step", &state->step) && get_count(json, "updates", &state->updates) &&
+                    get_count(json, "samples", &state->samples) && get_count(json, "tokens", &state->tokens) &&
                     get_hash(json, "data_fingerprint", &state->data_fingerprint) &&
                     get_text(json, "backend", state->backend, sizeof state->backend) &&
                     get_text(json, "precision", state->precision, sizeof state->precision);
     for (int i = 0; i < FILE_COUNT; i++) {
         const cJSON *file = cJSON_GetObjectItemCaseSensitive(files, checkpoint_files[i]);
-        complete = complete && get_integer(file, "bytes", &sums[i].size) && get_hash(file, "fnv1a", &sums[i].hash);
+        complete = complete && get_count(file, "bytes", &sums[i].size) && get_hash(file, "fnv1a", &sums[i].hash);
     }
     return complete;
 }

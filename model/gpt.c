@@ -151,10 +151,6 @@ void gpt_logits_at(Gpt *g, int64_t position, float *logits) {
     }
 }
 
-int64_t gpt_parameters(const Gpt *g) {
-    return g->params.count;
-}
-
 double gpt_flops_per_token(const Gpt *g) {
     int64_t n =
         g->params.count - (g->index[PARAM_WPE] >= 0 ? g->T * g->C : 0) - (g->index[PARAM_HEAD] >= 0 ? g->V * g->C : 0);

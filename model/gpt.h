@@ -135,7 +135,6 @@ AttentionInputs gpt_attention_inputs(const Gpt *gpt, int64_t layer);
 /* Logits of position t of every row, to the host: B*V floats. After gpt_forward. */
 void gpt_logits_at(Gpt *gpt, int64_t t, float *logits);
 
-int64_t gpt_parameters(const Gpt *gpt);
 /* Training FLOPs per token: 6 N + 3 L H (D + E) T, N = parameters without the position table, the embedding counted
  * once. The second term is attention's two products, q kᵀ of size D and p v of size E, over half of the context on
  * average, 2 FLOPs each in forward and 4 in backward; multi-head attention, with H D = H E = C, has 6 L C T. */

@@ -44,10 +44,6 @@ static Family family_of(const ModelConfig *c) {
     return FAMILY_OWN;
 }
 
-const char *huggingface_architecture(const ModelConfig *config) {
-    return families[family_of(config)].architecture;
-}
-
 /* ---- tensors ---------------------------------------------------------------------------------------------------- */
 
 static bool is_gpt2(const Gpt *g) {

@@ -17,8 +17,6 @@
 #include "model/gpt.h"
 #include "model/tensor_file.h"
 
-const char *huggingface_architecture(const ModelConfig *config);
-
 /* Every element of the model's parameters once, as views of the master weights. Fills `list` unless it is NULL; returns
  * how many there are. */
 int64_t huggingface_tensors(const Gpt *gpt, FileTensor *list);

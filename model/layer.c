@@ -4,7 +4,10 @@
 #include <math.h>
 
 Tensor layer_weight(const Gpt *g, GptParam id, int64_t layer) {
-    return g->index[id] < 0 ? tensor_none() : params_weight(&g->params, g->index[id], layer);
+    const ParamTable *p = &g->params;
+    const int param = g->index[id];
+    if (param < 0) return tensor_none();
+    return params_tensor(p, p->params[param].vector ? p->master : p->work, param, layer);
 }
 
 Tensor layer_gradient(const Gpt *g, GptParam id, int64_t layer) {

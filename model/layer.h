@@ -6,7 +6,7 @@
 #include "model/attention.h"
 #include "ops/ops.h"
 
-/* Absent where the model has no such weight. */
+/* Vectors from the masters, matrices from the working copies. Absent where the model has no such weight. */
 Tensor layer_weight(const Gpt *g, GptParam id, int64_t layer);
 Tensor layer_gradient(const Gpt *g, GptParam id, int64_t layer);
 

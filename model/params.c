@@ -3,6 +3,7 @@
 
 #include <stdio.h>
 
+#include "base/integer.h"
 #include "ops/ops.h"
 
 enum { ALIGN_ELEMENTS = 32 }; /* 64 bytes in bf16, 128 in fp32: rows of every storage start on a cache line */
@@ -11,28 +12,20 @@ static int64_t align_up(int64_t n) {
     return (n + ALIGN_ELEMENTS - 1) / ALIGN_ELEMENTS * ALIGN_ELEMENTS;
 }
 
-static int add_param(ParamTable *table, const char *name, int64_t layers, int64_t rows, int64_t columns, bool vector) {
+int params_add(ParamTable *table, const char *name, int64_t layers, int64_t rows, int64_t columns) {
     CHECK(table->param_count < PARAM_MAX, "more than %d parameters", PARAM_MAX);
     Param *p = &table->params[table->param_count];
     *p = (Param){.name = name,
                  .per_layer = layers > 0,
-                 .vector = vector,
+                 .vector = columns == 0,
                  .count = layers > 0 ? layers : 1,
                  .rows = rows,
-                 .columns = columns,
-                 .offset = table->elements,
-                 .layer_stride = align_up(rows * columns)};
+                 .columns = larger(columns, 1),
+                 .offset = table->elements};
+    p->layer_stride = align_up(rows * p->columns);
     table->elements += p->count * p->layer_stride;
-    table->count += p->count * rows * columns;
+    table->count += p->count * rows * p->columns;
     return table->param_count++;
-}
-
-int params_add_matrix(ParamTable *table, const char *name, int64_t layers, int64_t rows, int64_t columns) {
-    return add_param(table, name, layers, rows, columns, false);
-}
-
-int params_add_vector(ParamTable *table, const char *name, int64_t layers, int64_t rows) {
-    return add_param(table, name, layers, rows, 1, true);
 }
 
 int params_add_block(ParamTable *table, const char *name, Role role, int param, int64_t row, int64_t rows, int heads,
@@ -42,8 +35,15 @@ int params_add_block(ParamTable *table, const char *name, Role role, int param, 
     CHECK(row >= 0 && row + rows <= p->rows, "rows [%lld, +%lld) of %s", (long long)row, (long long)rows, p->name);
     int64_t split = axis == HEADS_IN_ROWS ? rows : p->columns;
     CHECK(heads >= 1 && split % heads == 0, "%s: %lld rows or columns in %d heads", name, (long long)split, heads);
-    table->kinds[table->kind_count] = (BlockKind){
-        .name = name, .role = role, .param = param, .row = row, .rows = rows, .heads = heads, .head_axis = axis};
+    table->kinds[table->kind_count] = (BlockKind){.name = name,
+                                                  .role = role,
+                                                  .param = param,
+                                                  .layers = p->count,
+                                                  .row = row,
+                                                  .rows = rows,
+                                                  .columns = p->columns,
+                                                  .heads = heads,
+                                                  .head_axis = axis};
     return table->kind_count++;
 }
 
@@ -72,10 +72,6 @@ Tensor params_stack(const ParamTable *table, Tensor storage, int param) {
     return first;
 }
 
-Tensor params_weight(const ParamTable *table, int param, int64_t layer) {
-    return params_tensor(table, table->params[param].vector ? table->master : table->work, param, layer);
-}
-
 Tensor params_block(const ParamTable *table, Tensor storage, int kind, int64_t layer) {
     return tensor_index(tensor_index(params_block_run(table, storage, kind, layer, 1, SPLIT_WHOLE), 0), 0);
 }
@@ -100,10 +96,6 @@ Tensor params_block_run(const ParamTable *table, Tensor storage, int kind, int64
                     .ndim = 4,
                     .shape = {layers, heads, rows, columns},
                     .stride = {p->layer_stride, in_rows ? rows * p->columns : columns, p->columns, 1}};
-}
-
-int64_t params_kind_layers(const ParamTable *table, int kind) {
-    return table->params[table->kinds[kind].param].count;
 }
 
 /* ---- names and classes ------------------------------------------------------------------------------------------ */
@@ -137,12 +129,12 @@ const char *role_name(Role role) {
     return names[role];
 }
 
-char *params_block_name(const ParamTable *table, int kind, int64_t layer, int head, char *buffer, int64_t size) {
+char *params_block_name(const ParamTable *table, int kind, int64_t layer, char *buffer, int64_t size) {
     const BlockKind *b = &table->kinds[kind];
-    int used = table->params[b->param].per_layer
-                   ? snprintf(buffer, (size_t)size, "layers.%lld.%s", (long long)layer, b->name)
-                   : snprintf(buffer, (size_t)size, "%s", b->name);
-    if (head >= 0 && used < size) snprintf(buffer + used, (size_t)(size - used), ".head.%d", head);
+    if (table->params[b->param].per_layer)
+        snprintf(buffer, (size_t)size, "layers.%lld.%s", (long long)layer, b->name);
+    else
+        snprintf(buffer, (size_t)size, "%s", b->name);
     return buffer;
 }
 

@@ -47,7 +47,9 @@ typedef struct {
     const char *name;
     Role role;
     int param;          /* index of its Param */
-    int64_t row, rows;  /* its rows within the Param's; all columns */
+    int64_t layers;     /* its Param's count */
+    int64_t row, rows;  /* its rows within the Param's */
+    int64_t columns;    /* all of the Param's */
     int heads;          /* how many heads it splits into; 1: it does not */
     HeadAxis head_axis; /* along which axis (rows for q, k, v; columns for o) */
     ClipPower clip;     /* CLIP_NONE unless whoever adds the block sets it */
@@ -61,15 +63,15 @@ typedef struct {
     int64_t count;    /* of parameters, padding excluded */
 
     Tensor master; /* (elements) f32 */
-    Tensor grad;   /* (elements) f32 */
+    Tensor grad;   /* (elements) f32; zero in the padding between parameters */
     Tensor work;   /* (elements) bf16: rounded copies that forward and backward read; in fp32 mode master itself */
 } ParamTable;
 
 /* ---- building --------------------------------------------------------------------------------------------------- */
 
-/* Of `layers` layers, or one for the whole model where that is 0. Return the parameter's index. */
-int params_add_matrix(ParamTable *table, const char *name, int64_t layers, int64_t rows, int64_t columns);
-int params_add_vector(ParamTable *table, const char *name, int64_t layers, int64_t rows);
+/* Of `layers` layers, or one for the whole model where that is 0. columns 0: a vector. Returns the parameter's index.
+ */
+int params_add(ParamTable *table, const char *name, int64_t layers, int64_t rows, int64_t columns);
 /* The rows [row, row+rows) of `param` under a name of their own. Returns the kind's index. */
 int params_add_block(ParamTable *table, const char *name, Role role, int param, int64_t row, int64_t rows, int heads,
                      HeadAxis axis);
@@ -83,8 +85,6 @@ void params_layout(ParamTable *table, Arena *weights, Arena *gradients, DType co
 Tensor params_tensor(const ParamTable *table, Tensor storage, int param, int64_t layer);
 /* All layers' tensors of a Param, each as one row: (layers or 1, elements), strided. */
 Tensor params_stack(const ParamTable *table, Tensor storage, int param);
-/* What forward and backward read: vectors from master, matrices from the working copies. */
-Tensor params_weight(const ParamTable *table, int param, int64_t layer);
 
 /* (rows, columns), strided. */
 Tensor params_block(const ParamTable *table, Tensor storage, int kind, int64_t layer);
@@ -96,15 +96,14 @@ typedef enum { SPLIT_WHOLE, SPLIT_PER_HEAD } BlockSplit;
 Tensor params_block_run(const ParamTable *table, Tensor storage, int kind, int64_t first, int64_t layers,
                         BlockSplit split);
 
-int64_t params_kind_layers(const ParamTable *table, int kind);   /* 1 for a global block */
 int params_find_kind(const ParamTable *table, const char *name); /* -1: the model has none */
 bool params_is_hidden_matrix(const BlockKind *kind);             /* what optimizer.matrices governs */
 bool params_has_decay(const BlockKind *kind);                    /* matrices and embeddings; not norms and biases */
 bool params_splits_into_heads(const BlockKind *kind);            /* a matrix that optimizer.muon.per_head may name */
 const char *role_name(Role role);
 
-/* "layers.3.q", "embed"; with head >= 0 "layers.3.q.head.1". Returns the buffer. */
-char *params_block_name(const ParamTable *table, int kind, int64_t layer, int head, char *buffer, int64_t size);
+/* "layers.3.q", "embed". Returns the buffer. */
+char *params_block_name(const ParamTable *table, int kind, int64_t layer, char *buffer, int64_t size);
 
 /* work = master, rounded. Does nothing in fp32 mode. */
 void params_refresh_work(Backend *be, const ParamTable *table);

@@ -32,54 +32,52 @@ static int64_t step_of(const char *name) {
     return strcmp(name, expected) == 0 ? step : -1;
 }
 
-/* "step_00000500.tmp" */
-static bool is_unfinished(const char *name) {
-    size_t length = strlen(name);
-    return strncmp(name, "step_", 5) == 0 && length > 4 && strcmp(name + length - 4, ".tmp") == 0;
+typedef struct {
+    char folder[PATH_SIZE];
+    struct dirent **entries;
+    int64_t count;
+} Listing;
+
+typedef int Filter(const struct dirent *entry);
+
+static int is_checkpoint(const struct dirent *entry) {
+    return step_of(entry->d_name) >= 0;
 }
 
-static int newest_first(const void *a, const void *b) {
-    int64_t x = *(const int64_t *)a, y = *(const int64_t *)b;
+/* "step_00000500.tmp" */
+static int is_unfinished(const struct dirent *entry) {
+    const char *end = strrchr(entry->d_name, '.');
+    return strncmp(entry->d_name, "step_", 5) == 0 && end && strcmp(end, ".tmp") == 0;
+}
+
+static int newest_first(const struct dirent **a, const struct dirent **b) {
+    const int64_t x = step_of((*a)->d_name), y = step_of((*b)->d_name);
     return x < y ? 1 : x > y ? -1 : 0;
 }
 
-typedef struct {
-    int64_t *steps; /* newest first */
-    int64_t count;
-} StepList;
-
-/* The steps of a run's checkpoints, broken ones too; the caller frees them. No folder: none. */
-static Status list_steps(const char *run_dir, StepList *list) {
-    char folder[PATH_SIZE];
-    *list = (StepList){0};
-    Status status = path_join(folder, run_dir, CHECKPOINTS);
+/* Entries of the folder of a run's checkpoints, broken ones too, by step; the caller frees them. No folder: none. */
+static Status list_entries(Listing *list, const char *run_dir, Filter *filter) {
+    *list = (Listing){0};
+    Status status = path_join(list->folder, run_dir, CHECKPOINTS);
     if (status.code) return status;
-    DIR *entries = opendir(folder);
-    if (!entries && errno == ENOENT) return status;
-    if (!entries) return file_error(folder, "list");
-    for (struct dirent *entry = readdir(entries); entry; entry = readdir(entries)) {
-        int64_t step = step_of(entry->d_name);
-        if (step < 0) continue;
-        int64_t *steps = realloc(list->steps, (size_t)(list->count + 1) * sizeof *steps);
-        if (!steps) {
-            status = status_error(STATUS_OUT_OF_MEMORY, "%s: no memory to list it", folder);
-            break;
-        }
-        list->steps = steps;
-        list->steps[list->count++] = step;
-    }
-    closedir(entries);
-    if (list->count > 0) qsort(list->steps, (size_t)list->count, sizeof *list->steps, newest_first);
+    const int count = scandir(list->folder, &list->entries, filter, newest_first);
+    if (count < 0) return errno == ENOENT ? status : file_error(list->folder, "list");
+    list->count = count;
     return status;
 }
 
+static void free_entries(Listing *list) {
+    for (int64_t i = 0; i < list->count; i++) free(list->entries[i]);
+    free(list->entries);
+}
+
 Status checkpoint_find_newest_intact(const char *run_dir, char *dir, FILE *notes) {
-    StepList list;
+    Listing list;
     CheckpointState state;
-    Status status = list_steps(run_dir, &list);
+    Status status = list_entries(&list, run_dir, is_checkpoint);
     for (int64_t i = 0; i < list.count && !status.code; i++) {
         char candidate[PATH_SIZE];
-        if (FAILED(status, checkpoint_path(candidate, run_dir, list.steps[i]))) break;
+        if (FAILED(status, path_join(candidate, list.folder, list.entries[i]->d_name))) break;
         Status broken = checkpoint_verify(candidate, &state);
         if (!broken.code) {
             memcpy(dir, candidate, sizeof candidate);
@@ -91,37 +89,28 @@ Status checkpoint_find_newest_intact(const char *run_dir, char *dir, FILE *notes
         status = status_error(STATUS_BAD_INPUT, "%s: there is no intact checkpoint under %s/ (broken ones: %lld)",
                               run_dir, CHECKPOINTS, (long long)list.count);
 done:
-    free(list.steps);
+    free_entries(&list);
     return status;
 }
 
-static Status remove_unfinished(const char *run_dir) {
-    char folder[PATH_SIZE], path[PATH_SIZE];
-    Status status = path_join(folder, run_dir, CHECKPOINTS);
-    if (status.code) return status;
-    DIR *entries = opendir(folder);
-    if (!entries) return file_error(folder, "list");
-    for (struct dirent *entry = readdir(entries); entry && !status.code; entry = readdir(entries)) {
-        if (!is_unfinished(entry->d_name)) continue;
-        status = path_join(path, folder, entry->d_name);
+/* All but the `keep` newest of those up to step `newest`. */
+static Status remove_entries(const char *run_dir, Filter *filter, int64_t newest, int64_t keep) {
+    Listing list;
+    int64_t kept = 0;
+    Status status = list_entries(&list, run_dir, filter);
+    for (int64_t i = 0; i < list.count && !status.code; i++) {
+        char path[PATH_SIZE];
+        if (step_of(list.entries[i]->d_name) <= newest && kept++ < keep) continue;
+        status = path_join(path, list.folder, list.entries[i]->d_name);
         if (!status.code) status = folder_remove(path);
     }
-    closedir(entries);
+    free_entries(&list);
     return status;
 }
 
 Status checkpoint_prune(const char *run_dir, int64_t newest, int64_t keep) {
-    StepList list;
-    int64_t kept = 0;
-    Status status = list_steps(run_dir, &list);
-    for (int64_t i = 0; i < list.count && !status.code; i++) {
-        char dir[PATH_SIZE];
-        if (keep == 0 || (list.steps[i] <= newest && kept++ < keep)) continue;
-        status = checkpoint_path(dir, run_dir, list.steps[i]);
-        if (!status.code) status = folder_remove(dir);
-    }
-    free(list.steps);
-    return status.code ? status : remove_unfinished(run_dir);
+    Status status = keep == 0 ? status_ok() : remove_entries(run_dir, is_checkpoint, newest, keep);
+    return status.code ? status : remove_entries(run_dir, is_unfinished, 0, 0);
 }
 
 Status checkpoint_find_weights(const char *from, char *dir) {

@@ -5,7 +5,7 @@
  */
 #include "model/safetensors.h"
 
-#include <cjson/cJSON.h>
+#include <endian.h>
 #include <fcntl.h>
 #include <stdlib.h>
 #include <string.h>
@@ -13,11 +13,11 @@
 #include <sys/stat.h>
 #include <unistd.h>
 
+#include "base/config_json.h"
 #include "ops/tensor.h"
 
 enum { PREFIX = 8, ALIGNMENT = 8 };
-static const int64_t HEADER_LIMIT = 100 << 20;          /* the reference implementation's own */
-static const double INTEGER_LIMIT = 9007199254740992.0; /* 2^53: JSON numbers are doubles */
+static const int64_t HEADER_LIMIT = 100 << 20; /* the reference implementation's own */
 static const char METADATA[] = "__metadata__";
 
 typedef struct {
@@ -30,10 +30,6 @@ static const DTypeRow dtypes[SAFETENSORS_DTYPE_COUNT] = {
     SAFETENSORS_DTYPES(X)
 #undef X
 };
-
-const char *safetensors_dtype_name(SafetensorsDType dtype) {
-    return dtypes[dtype].name;
-}
 
 int64_t safetensors_numel(const SafetensorsEntry *entry) {
     int64_t n = 1;
@@ -55,12 +51,6 @@ static Status refuse(const SafetensorsFile *file, const char *tensor, const char
     return status_error(STATUS_BAD_INPUT, "%s: tensor \"%.200s\" %s", file->path, tensor, reason);
 }
 
-static bool read_integer(const cJSON *item, int64_t *value) {
-    if (!cJSON_IsNumber(item) || !(item->valuedouble >= 0 && item->valuedouble <= INTEGER_LIMIT)) return false;
-    *value = (int64_t)item->valuedouble;
-    return (double)*value == item->valuedouble;
-}
-
 static bool find_dtype(const char *name, SafetensorsDType *dtype) {
     for (int i = 0; i < SAFETENSORS_DTYPE_COUNT; i++) {
         if (strcmp(dtypes[i].name, name) != 0) continue;
@@ -75,7 +65,7 @@ static Status read_shape(SafetensorsFile *file, const cJSON *item, const cJSON *
     const cJSON *dimension;
     cJSON_ArrayForEach(dimension, shape) {
         if (entry->ndim == SAFETENSORS_MAX_DIMS) return refuse(file, item->string, "has more than 8 dimensions");
-        if (!read_integer(dimension, &entry->shape[entry->ndim++]))
+        if (!json_get_count(dimension, &entry->shape[entry->ndim++]))
             return refuse(file, item->string, "has a dimension that is no integer >= 0");
     }
     return status_ok();
@@ -102,8 +92,8 @@ static Status read_entry(SafetensorsFile *file, const cJSON *item, int64_t data_
     Status status = read_shape(file, item, shape, entry);
     if (status.code) return status;
     if (!cJSON_IsArray(offsets) || cJSON_GetArraySize(offsets) != 2 ||
-        !read_integer(cJSON_GetArrayItem(offsets, 0), &entry->begin) ||
-        !read_integer(cJSON_GetArrayItem(offsets, 1), &entry->end) || entry->begin > entry->end)
+        !json_get_count(cJSON_GetArrayItem(offsets, 0), &entry->begin) ||
+        !json_get_count(cJSON_GetArrayItem(offsets, 1), &entry->end) || entry->begin > entry->end)
         return refuse(file, item->string, "has data_offsets that are no pair of integers begin <= end");
     if (entry->end > data_size)
         return status_error(STATUS_BAD_INPUT,
@@ -186,12 +176,6 @@ static Status read_entries(SafetensorsFile *file, const cJSON *header, int64_t d
 
 /* ---- files ------------------------------------------------------------------------------------------------------ */
 
-static uint64_t read_u64(const unsigned char *bytes) {
-    uint64_t value = 0;
-    for (int i = PREFIX - 1; i >= 0; i--) value = value << 8 | bytes[i];
-    return value;
-}
-
 /* The header's JSON object; NULL with a reason in `status`. */
 static cJSON *parse_header(const SafetensorsFile *file, const char *text, int64_t length, Status *status) {
     const char *end = NULL;
@@ -211,7 +195,9 @@ Status safetensors_parse(SafetensorsFile *file, const char *path, const void *by
     if (size < PREFIX)
         return status_error(STATUS_BAD_INPUT, "%s: %lld bytes are too few for a safetensors file", path,
                             (long long)size);
-    uint64_t length = read_u64(bytes);
+    uint64_t length;
+    memcpy(&length, bytes, PREFIX);
+    length = le64toh(length);
     if (length > (uint64_t)HEADER_LIMIT || length > (uint64_t)(size - PREFIX))
         return status_error(STATUS_BAD_INPUT,
                             "%s: the header would have %llu bytes; the file has %lld, and 100 MiB is the limit", path,
@@ -272,11 +258,6 @@ const SafetensorsEntry *safetensors_find(const SafetensorsFile *file, const char
     return found ? *found : NULL;
 }
 
-const char *safetensors_metadata(const SafetensorsFile *file, const char *key) {
-    return cJSON_GetStringValue(
-        cJSON_GetObjectItemCaseSensitive(cJSON_GetObjectItemCaseSensitive(file->header, METADATA), key));
-}
-
 Status safetensors_read_f32(const SafetensorsFile *file, const SafetensorsEntry *entry, int64_t start, int64_t count,
                             float *out) {
     CHECK(start >= 0 && count >= 0 && start + count <= safetensors_numel(entry), "[%lld, +%lld) of \"%s\"",
@@ -335,9 +316,8 @@ static char *header_text(const SafetensorsEntry *entries, int64_t count, const S
 static Status put_header(SafetensorsWriter *w, const char *text) {
     static const char spaces[ALIGNMENT] = "        ";
     int64_t length = (int64_t)strlen(text), padding = (ALIGNMENT - (PREFIX + length) % ALIGNMENT) % ALIGNMENT;
-    unsigned char prefix[PREFIX];
-    for (int i = 0; i < PREFIX; i++) prefix[i] = (unsigned char)((uint64_t)(length + padding) >> 8 * i);
-    Status status = put(w, prefix, PREFIX);
+    const uint64_t prefix = htole64((uint64_t)(length + padding));
+    Status status = put(w, &prefix, PREFIX);
     if (!status.code) status = put(w, text, length);
     if (!status.code) status = put(w, spaces, padding);
     return status;

@@ -21,19 +21,8 @@ enum { SAFETENSORS_MAX_DIMS = 8 };
 #define SAFETENSORS_DTYPES(X)                                                                                          \
     X(BOOL, 1)                                                                                                         \
     X(U8, 1)                                                                                                           \
-    X(I8, 1)                                                                                                           \
-    X(F8_E5M2, 1)                                                                                                      \
-    X(F8_E4M3, 1)                                                                                                      \
-    X(I16, 2)                                                                                                          \
-    X(U16, 2)                                                                                                          \
-    X(F16, 2)                                                                                                          \
-    X(BF16, 2)                                                                                                         \
-    X(I32, 4)                                                                                                          \
-    X(U32, 4)                                                                                                          \
-    X(F32, 4)                                                                                                          \
-    X(I64, 8)                                                                                                          \
-    X(U64, 8)                                                                                                          \
-    X(F64, 8)
+    X(I8, 1) X(F8_E5M2, 1) X(F8_E4M3, 1) X(I16, 2) X(U16, 2) X(F16, 2) X(BF16, 2) X(I32, 4) X(U32, 4) X(F32, 4)        \
+        X(I64, 8) X(U64, 8) X(F64, 8)
 
 typedef enum {
 #define X(ID, bytes) SAFETENSORS_##ID,
@@ -41,8 +30,6 @@ typedef enum {
 #undef X
         SAFETENSORS_DTYPE_COUNT
 } SafetensorsDType;
-
-const char *safetensors_dtype_name(SafetensorsDType dtype);
 
 /* What a header says of one tensor; what the writer is told of it. The strings belong to whoever made the entry. */
 typedef struct {
@@ -76,7 +63,6 @@ Status safetensors_parse(SafetensorsFile *file, const char *path, const void *by
 void safetensors_close(SafetensorsFile *file);
 
 const SafetensorsEntry *safetensors_find(const SafetensorsFile *file, const char *name); /* NULL: there is none */
-const char *safetensors_metadata(const SafetensorsFile *file, const char *key);          /* NULL: there is none */
 
 /* out = elements [start, start+count) of an F32 or BF16 tensor, as fp32. Other dtypes are an error. */
 Status safetensors_read_f32(const SafetensorsFile *file, const SafetensorsEntry *entry, int64_t start, int64_t count,

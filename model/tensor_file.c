@@ -1,7 +1,5 @@
-/* Tensors to and from a safetensors file; see tensor_file.h.
- *
- * They travel through one host buffer of a few MiB: device memory is never assumed to be readable. A transposed tensor
- * is the exception that needs its whole matrix on the host.
+/* Tensors to and from a safetensors file; see tensor_file.h. Each has a copy on the host meanwhile, since device memory
+ * is never assumed to be readable, and goes line by line from there.
  */
 #include "model/tensor_file.h"
 
@@ -18,112 +16,73 @@ Status tensor_list_allocate(TensorList *list, int64_t count) {
 
 /* ---- tensor by tensor ------------------------------------------------------------------------------------------- */
 
-enum { PIECE = 1 << 20 }; /* elements that travel at a time */
+/* How the file's tensor lies in memory: as lines of `length` elements, `stride` apart. */
+typedef struct {
+    int64_t lines, length, stride;
+} Lines;
+
+static Lines lines_of(const FileTensor *t) {
+    const int64_t rows = t->tensor.shape[0], columns = t->tensor.shape[1];
+    if (t->tensor.ndim != 2) return (Lines){1, tensor_numel(t->tensor), 1};
+    return t->transposed ? (Lines){columns, rows, columns} : (Lines){rows, columns, 1};
+}
 
 /* Host memory for one tensor after another. */
 typedef struct {
-    float *piece; /* PIECE elements, or the largest transposed matrix */
-    float *row;   /* one row of that matrix as the file has it */
+    float *tensor; /* as it is here */
+    float *line;   /* of the tensor in the file */
 } Staging;
 
 static Status staging_create(Staging *staging, TensorList list) {
-    int64_t piece = PIECE, row = 1;
+    int64_t elements = 1, longest = 1;
     for (int64_t i = 0; i < list.count; i++) {
-        if (!list.items[i].transposed) continue;
-        piece = larger(piece, tensor_numel(list.items[i].tensor));
-        row = larger(row, list.items[i].tensor.shape[0]);
+        elements = larger(elements, tensor_numel(list.items[i].tensor));
+        longest = larger(longest, lines_of(&list.items[i]).length);
     }
-    *staging = (Staging){.piece = malloc((size_t)piece * sizeof(float)), .row = malloc((size_t)row * sizeof(float))};
-    if (staging->piece && staging->row) return status_ok();
+    const size_t size = sizeof(float);
+    *staging = (Staging){.tensor = malloc((size_t)elements * size), .line = malloc((size_t)longest * size)};
+    if (staging->tensor && staging->line) return status_ok();
     return status_error(STATUS_OUT_OF_MEMORY, "no memory to stage tensors: %lld bytes",
-                        (long long)((piece + row) * (int64_t)sizeof(float)));
+                        (long long)((elements + longest) * (int64_t)size));
 }
 
 static void staging_free(Staging *staging) {
-    free(staging->piece);
-    free(staging->row);
+    free(staging->tensor);
+    free(staging->line);
 }
 
-static Tensor flat(Tensor t) {
-    return tensor_reshape(t, 1, (int64_t[]){tensor_numel(t)});
-}
-
-/* The tensor in the file's order: contiguous stretches, one after another. Not of a transposed one. */
-static int64_t file_stretches(const FileTensor *t) {
-    return t->heads ? 2 * t->heads : 1;
-}
-
-static Tensor file_stretch(const FileTensor *t, int64_t i) {
-    if (!t->heads) return t->tensor;
-    const int64_t head = i / 2, firsts = t->heads * t->first_rows;
-    const int64_t second_rows = (t->tensor.shape[0] - firsts) / t->heads;
-    return i % 2 ? tensor_slice(t->tensor, 0, firsts + head * second_rows, second_rows)
-                 : tensor_slice(t->tensor, 0, head * t->first_rows, t->first_rows);
-}
-
-static Status write_stretch(Backend *be, SafetensorsWriter *w, Tensor t, const Staging *staging) {
-    int64_t count = tensor_numel(t);
-    Status status = status_ok();
-    for (int64_t start = 0; start < count && !status.code; start += PIECE) {
-        int64_t n = smaller(count - start, PIECE);
-        backend_to_host(be, staging->piece, tensor_slice(flat(t), 0, start, n));
-        status = safetensors_writer_append(w, staging->piece, n * (int64_t)sizeof(float));
-    }
-    return status;
+/* The first element of a line. */
+static int64_t line_start(const FileTensor *t, const Lines *l, int64_t line) {
+    if (t->transposed) return line;
+    if (!t->heads) return line * l->length;
+    const int64_t rows = l->lines / t->heads, head = line / rows, row = line % rows, others = rows - t->first_rows;
+    const bool first = row < t->first_rows;
+    return l->length *
+           (first ? head * t->first_rows + row : t->heads * t->first_rows + head * others + row - t->first_rows);
 }
 
 static Status write_tensor(Backend *be, SafetensorsWriter *w, const FileTensor *t, const Staging *staging) {
+    const Lines l = lines_of(t);
     Status status = status_ok();
-    for (int64_t i = 0; i < file_stretches(t) && !status.code; i++)
-        status = write_stretch(be, w, file_stretch(t, i), staging);
-    return status;
-}
-
-static Status write_transposed(Backend *be, SafetensorsWriter *w, const FileTensor *t, const Staging *staging) {
-    int64_t rows = t->tensor.shape[0], columns = t->tensor.shape[1];
-    Status status = status_ok();
-    backend_to_host(be, staging->piece, t->tensor);
-    for (int64_t c = 0; c < columns && !status.code; c++) {
-        for (int64_t r = 0; r < rows; r++) staging->row[r] = staging->piece[r * columns + c];
-        status = safetensors_writer_append(w, staging->row, rows * (int64_t)sizeof(float));
-    }
-    return status;
-}
-
-/* From element `first` of the file's tensor on. */
-static Status read_stretch(Backend *be, const SafetensorsFile *file, const SafetensorsEntry *entry, int64_t first,
-                           Tensor t, const Staging *staging) {
-    int64_t count = tensor_numel(t);
-    Status status = status_ok();
-    for (int64_t start = 0; start < count && !status.code; start += PIECE) {
-        int64_t n = smaller(count - start, PIECE);
-        status = safetensors_read_f32(file, entry, first + start, n, staging->piece);
-        backend_from_host(be, tensor_slice(flat(t), 0, start, n), staging->piece);
+    backend_to_host(be, staging->tensor, t->tensor);
+    for (int64_t line = 0; line < l.lines && !status.code; line++) {
+        const float *start = staging->tensor + line_start(t, &l, line);
+        for (int64_t i = 0; i < l.length; i++) staging->line[i] = start[i * l.stride];
+        status = safetensors_writer_append(w, staging->line, l.length * (int64_t)sizeof(float));
     }
     return status;
 }
 
 static Status read_tensor(Backend *be, const SafetensorsFile *file, const FileTensor *t, const Staging *staging) {
     const SafetensorsEntry *entry = safetensors_find(file, t->name);
-    int64_t first = 0;
+    const Lines l = lines_of(t);
     Status status = status_ok();
-    for (int64_t i = 0; i < file_stretches(t) && !status.code; i++) {
-        Tensor stretch = file_stretch(t, i);
-        status = read_stretch(be, file, entry, first, stretch, staging);
-        first += tensor_numel(stretch);
+    for (int64_t line = 0; line < l.lines && !status.code; line++) {
+        float *start = staging->tensor + line_start(t, &l, line);
+        status = safetensors_read_f32(file, entry, line * l.length, l.length, staging->line);
+        for (int64_t i = 0; i < l.length; i++) start[i * l.stride] = staging->line[i];
     }
-    return status;
-}
-
-static Status read_transposed(Backend *be, const SafetensorsFile *file, const FileTensor *t, const Staging *staging) {
-    const SafetensorsEntry *entry = safetensors_find(file, t->name);
-    int64_t rows = t->tensor.shape[0], columns = t->tensor.shape[1];
-    Status status = status_ok();
-    for (int64_t c = 0; c < columns && !status.code; c++) {
-        status = safetensors_read_f32(file, entry, c * rows, rows, staging->row);
-        for (int64_t r = 0; r < rows; r++) staging->piece[r * columns + c] = staging->row[r];
-    }
-    backend_from_host(be, t->tensor, staging->piece);
+    backend_from_host(be, t->tensor, staging->tensor);
     return status;
 }
 
@@ -145,11 +104,8 @@ Status tensor_file_write(const char *path, Backend *be, TensorList list, FileSum
     for (int64_t i = 0; i < list.count; i++) entries[i] = entry_of(&list.items[i]);
     if (FAILED(status, staging_create(&staging, list))) goto done;
     if (FAILED(status, safetensors_writer_open(&w, path, entries, list.count, metadata, 1))) goto done;
-    for (int64_t i = 0; i < list.count; i++) {
-        const FileTensor *t = &list.items[i];
-        status = t->transposed ? write_transposed(be, &w, t, &staging) : write_tensor(be, &w, t, &staging);
-        if (status.code) goto done;
-    }
+    for (int64_t i = 0; i < list.count; i++)
+        if (FAILED(status, write_tensor(be, &w, &list.items[i], &staging))) goto done;
     status = safetensors_writer_finish(&w);
     *sum = (FileSum){.size = w.size, .hash = w.hash};
 done:
@@ -218,10 +174,7 @@ Status tensor_file_check(const SafetensorsFile *file, TensorList list, int64_t o
 Status tensor_file_read(const SafetensorsFile *file, Backend *be, TensorList list) {
     Staging staging = {0};
     Status status = staging_create(&staging, list);
-    for (int64_t i = 0; i < list.count && !status.code; i++) {
-        const FileTensor *t = &list.items[i];
-        status = t->transposed ? read_transposed(be, file, t, &staging) : read_tensor(be, file, t, &staging);
-    }
+    for (int64_t i = 0; i < list.count && !status.code; i++) status = read_tensor(be, file, &list.items[i], &staging);
     staging_free(&staging);
     return status;
 }

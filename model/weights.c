@@ -87,8 +87,7 @@ static void add_blocks(Gpt *g, const WeightRow *row, int param) {
 static void add_weight(Gpt *g, const WeightRow *row) {
     const int64_t rows = count_rows(g, row), layers = row->global ? 0 : g->L;
     if (rows == 0 || (row->wanted && !row->wanted(&g->config))) return;
-    int param = row->columns ? params_add_matrix(&g->params, row->name, layers, rows, row->columns(g))
-                             : params_add_vector(&g->params, row->name, layers, rows);
+    const int param = params_add(&g->params, row->name, layers, rows, row->columns ? row->columns(g) : 0);
     g->index[row->id] = param;
     g->rows[param] = row;
     add_blocks(g, row, param);

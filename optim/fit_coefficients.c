@@ -149,24 +149,20 @@ double fit_polynomial(const Fit *fit, int64_t iterations, double x) {
     return x;
 }
 
-static double mean_square_distance(const Fit *fit, const Samples *samples, int64_t iterations) {
-    double sum = 0;
-    for (int64_t s = 0; s < samples->count; s++) {
-        double distance = fit_polynomial(fit, iterations, samples->sigma[s]) - 1;
-        sum += distance * distance;
-    }
-    return sum / (double)samples->count;
-}
-
-static void describe_range(Fit *fit, const Samples *samples, int64_t iterations) {
+static void describe(Fit *fit, const Samples *samples, int64_t iterations) {
+    const double *abc = coefficient_sets[COEFFICIENTS_MUON].triples[0];
+    const Fit muon = {.a = abc[0], .b = abc[1], .c = abc[2]};
     fit->least = fit->low = HUGE_VAL;
     for (int64_t s = 0; s < samples->count; s++) {
         const double before = samples->sigma[s], after = fit_polynomial(fit, iterations, before);
+        const double distance = fit_polynomial(&muon, iterations, before) - 1;
+        fit->published += distance * distance;
         fit->least = fmin(fit->least, before);
         fit->greatest = fmax(fit->greatest, before);
         fit->low = fmin(fit->low, after);
         fit->high = fmax(fit->high, after);
     }
+    fit->published /= (double)samples->count;
 }
 
 Status fit_coefficients(Fit *fit, const FitRequest *request) {
@@ -182,10 +178,7 @@ Status fit_coefficients(Fit *fit, const FitRequest *request) {
     fit->a = 1 + fit->kappa * fit->x1 * fit->x1 * fit->x2 * fit->x2;
     fit->b = -fit->kappa * (fit->x1 * fit->x1 + fit->x2 * fit->x2);
     fit->c = fit->kappa;
-    const double *muon = coefficient_set_find("muon")->triples[0];
-    fit->published =
-        mean_square_distance(&(Fit){.a = muon[0], .b = muon[1], .c = muon[2]}, &samples, request->iterations);
-    describe_range(fit, &samples, request->iterations);
+    describe(fit, &samples, request->iterations);
 done:
     free(samples.sigma);
     return status;

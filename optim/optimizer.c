@@ -121,7 +121,7 @@ Status optimizer_plan(Optimizer *opt, ParamTable *params, const OptimizerConfig 
     Status status = check_rates(config);
     if (status.code) return status;
     if (FAILED(status, orthogonalizer_plan(&opt->orthogonalizer, &config->muon, be))) return status;
-    if (FAILED(status, routes_build(&opt->routes, &opt->route_count, params, config))) return status;
+    if (FAILED(status, routes_build(opt))) return status;
     plan_memory(opt);
     return status;
 }
@@ -177,10 +177,6 @@ double optimizer_step_flops(const Optimizer *opt) {
             flops += (double)(shape[0] * shape[1]) * orthogonalizer_flops(&opt->orthogonalizer, shape[2], shape[3]);
     }
     return flops;
-}
-
-void optimizer_print_routes(const Optimizer *opt, FILE *out) {
-    routes_print(opt->routes, opt->route_count, opt->params, out);
 }
 
 /* ---- the step --------------------------------------------------------------------------------------------------- */
@@ -274,8 +270,4 @@ void optimizer_step(Optimizer *opt, const StepNumbers *numbers, UpdateObserver *
                            .observer = observer,
                            .context = context};
     for (int i = 0; i < opt->route_count; i++) step_route(opt, &opt->routes[i], &s);
-}
-
-void optimizer_add_grad_squares(Optimizer *opt, Tensor total) {
-    op_sum_squares(opt->be, total, opt->params->grad); /* the padding between parameters stays zero */
 }

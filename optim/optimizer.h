@@ -92,9 +92,6 @@ int64_t optimizer_planned_bytes(const Optimizer *opt); /* of state, scratch, and
  * the gradient's norm first and skips the step. */
 void optimizer_step(Optimizer *opt, const StepNumbers *numbers, UpdateObserver *observer, void *context);
 
-/* total[0] += sum g² over all parameters.   total (1) f32. Not finite if some gradient is not. */
-void optimizer_add_grad_squares(Optimizer *opt, Tensor total);
-
 /* The routing table as text lines: block run, shape, optimizer, scale, decay, state bytes. */
 void optimizer_print_routes(const Optimizer *opt, FILE *out);
 

@@ -14,7 +14,7 @@ int64_t optimizer_state_count(const Optimizer *opt) {
 /* layer: from the model's first. */
 static void name_state(const Optimizer *opt, const Route *route, int64_t layer, int which, char *name, int64_t size) {
     char block[2 * NAME_SIZE];
-    params_block_name(opt->params, route->kind, layer, -1, block, sizeof block);
+    params_block_name(opt->params, route->kind, layer, block, sizeof block);
     snprintf(name, (size_t)size, "%s%s.%s", opt->shadow ? "shadow." : "", block,
              optimizer_row(route->optimizer)->state[which].name);
 }

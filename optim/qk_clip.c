@@ -44,7 +44,7 @@ int64_t qk_clip_apply(Backend *be, const ParamTable *params, const QkClipConfig 
                       ClipEvent *events) {
     const BlockKind *query = find_block(params, CLIP_QUERY), *key = find_block(params, CLIP_KEY);
     CHECK(query && key, "a model of %d kinds of block has no queries and keys", params->kind_count);
-    const int64_t layers = params->params[query->param].count, heads = query->heads;
+    const int64_t layers = query->layers, heads = query->heads;
     int64_t count = 0;
     for (int64_t layer = 0; layer < layers; layer++)
         for (int64_t head = 0; head < heads; head++) {

@@ -12,7 +12,6 @@
 #include <stdlib.h>
 
 #include "optim/optimizer_row.h"
-#include "optim/scale.h"
 
 /* ---- checks ----------------------------------------------------------------------------------------------------- */
 
@@ -29,7 +28,7 @@ static char *list_blocks(const ParamTable *params, char *buffer, int64_t size) {
 
 static bool matches(const ParamTable *params, const RouteOverride *override, int kind, int64_t layer) {
     char name[2 * NAME_SIZE];
-    params_block_name(params, kind, layer, -1, name, sizeof name);
+    params_block_name(params, kind, layer, name, sizeof name);
     return fnmatch(override->pattern, name, 0) == 0;
 }
 
@@ -41,7 +40,7 @@ static Status check_override(const ParamTable *params, const RouteOverride *over
     char blocks[700];
     bool matched = false;
     for (int kind = 0; kind < params->kind_count; kind++)
-        for (int64_t layer = 0; layer < params_kind_layers(params, kind); layer++) {
+        for (int64_t layer = 0; layer < params->kinds[kind].layers; layer++) {
             if (!matches(params, override, kind, layer)) continue;
             matched = true;
             if (!optimizer_row(override->optimizer)->matrices_only || !is_vector(params, kind)) continue;
@@ -62,22 +61,22 @@ static Status check_per_head(const ParamTable *params, const char *name) {
                         name);
 }
 
-static Status check_options(const ParamTable *params, const OptimizerConfig *config) {
+static Status check_options(const Optimizer *opt) {
     Status status = status_ok();
-    for (int i = 0; i < config->override_count; i++)
-        if (FAILED(status, check_override(params, &config->overrides[i]))) return status;
-    for (int i = 0; i < config->muon.per_head_count; i++)
-        if (FAILED(status, check_per_head(params, config->muon.per_head[i]))) return status;
+    for (int i = 0; i < opt->config.override_count; i++)
+        if (FAILED(status, check_override(opt->params, &opt->config.overrides[i]))) return status;
+    for (int i = 0; i < opt->config.muon.per_head_count; i++)
+        if (FAILED(status, check_per_head(opt->params, opt->config.muon.per_head[i]))) return status;
     return status;
 }
 
 /* ---- building --------------------------------------------------------------------------------------------------- */
 
-static OptimizerKind choose_optimizer(const ParamTable *params, const OptimizerConfig *config, int kind,
-                                      int64_t layer) {
-    OptimizerKind choice = params_is_hidden_matrix(&params->kinds[kind]) ? config->matrices : OPTIMIZER_ADAMW;
-    for (int i = 0; i < config->override_count; i++)
-        if (matches(params, &config->overrides[i], kind, layer)) choice = config->overrides[i].optimizer;
+static OptimizerKind choose_optimizer(const Optimizer *opt, int kind, int64_t layer) {
+    const OptimizerConfig *c = &opt->config;
+    OptimizerKind choice = params_is_hidden_matrix(&opt->params->kinds[kind]) ? c->matrices : OPTIMIZER_ADAMW;
+    for (int i = 0; i < c->override_count; i++)
+        if (matches(opt->params, &c->overrides[i], kind, layer)) choice = c->overrides[i].optimizer;
     return choice;
 }
 
@@ -95,37 +94,37 @@ Tensor route_shape(const Route *route, const ParamTable *params) {
     return route_view(route, params, tensor_1d(NULL, DTYPE_F32, params->elements));
 }
 
-static Route make_route(const ParamTable *params, const OptimizerConfig *config, int kind, int64_t first,
-                        OptimizerKind optimizer) {
-    const BlockKind *block = &params->kinds[kind];
+static Route make_route(const Optimizer *opt, int kind, int64_t first, OptimizerKind optimizer) {
+    const BlockKind *block = &opt->params->kinds[kind];
     Route route = {.kind = kind, .first = first, .layers = 1, .optimizer = optimizer};
-    if (params_has_decay(block)) route.decay = (float)config->weight_decay;
-    if (optimizer_row(optimizer)->orthogonalize) route.split = choose_split(block, &config->muon);
-    const Tensor view = route_shape(&route, params);
-    route.scale = (float)update_scale(params, config, block, optimizer, (double)view.shape[2], (double)view.shape[3]);
+    if (params_has_decay(block)) route.decay = (float)opt->config.weight_decay;
+    if (optimizer_row(optimizer)->orthogonalize) route.split = choose_split(block, &opt->config.muon);
+    const Tensor view = route_shape(&route, opt->params);
+    route.scale = (float)update_scale(opt, block, optimizer, (double)view.shape[2], (double)view.shape[3]);
     return route;
 }
 
-Status routes_build(Route **routes, int *count, const ParamTable *params, const OptimizerConfig *config) {
-    Status status = check_options(params, config);
+Status routes_build(Optimizer *opt) {
+    const ParamTable *params = opt->params;
+    Status status = check_options(opt);
     if (status.code) return status;
     int64_t most = 0;
-    for (int kind = 0; kind < params->kind_count; kind++) most += params_kind_layers(params, kind);
+    for (int kind = 0; kind < params->kind_count; kind++) most += params->kinds[kind].layers;
     Route *table = calloc((size_t)most, sizeof *table);
     if (!table)
         return status_error(STATUS_OUT_OF_MEMORY, "out of memory for a routing table of %lld rows", (long long)most);
 
     int used = 0;
     for (int kind = 0; kind < params->kind_count; kind++)
-        for (int64_t layer = 0; layer < params_kind_layers(params, kind); layer++) {
-            OptimizerKind optimizer = choose_optimizer(params, config, kind, layer);
+        for (int64_t layer = 0; layer < params->kinds[kind].layers; layer++) {
+            OptimizerKind optimizer = choose_optimizer(opt, kind, layer);
             if (layer > 0 && table[used - 1].optimizer == optimizer)
                 table[used - 1].layers++;
             else
-                table[used++] = make_route(params, config, kind, layer, optimizer);
+                table[used++] = make_route(opt, kind, layer, optimizer);
         }
-    *routes = table;
-    *count = used;
+    opt->routes = table;
+    opt->route_count = used;
     return status;
 }
 
@@ -133,13 +132,13 @@ Status routes_build(Route **routes, int *count, const ParamTable *params, const 
 
 /* "embed", "layers.3.q", "layers.0-5.q", "layers.0-5.q per head". Returns the buffer. */
 static char *describe_run(const ParamTable *params, const Route *route, char *buffer, int64_t size) {
-    const BlockKind *block = &params->kinds[route->kind];
     const char *heads = route->split == SPLIT_PER_HEAD ? " per head" : "";
+    const long long first = route->first, last = first + route->layers - 1;
     char name[2 * NAME_SIZE];
-    params_block_name(params, route->kind, route->first, -1, name, sizeof name);
     if (route->layers > 1)
-        snprintf(name, sizeof name, "layers.%lld-%lld.%s", (long long)route->first,
-                 (long long)(route->first + route->layers - 1), block->name);
+        snprintf(name, sizeof name, "layers.%lld-%lld.%s", first, last, params->kinds[route->kind].name);
+    else
+        params_block_name(params, route->kind, route->first, name, sizeof name);
     snprintf(buffer, (size_t)size, "%s%s", name, heads);
     return buffer;
 }
@@ -160,13 +159,13 @@ static void print_route(const ParamTable *params, const Route *route, FILE *out)
             (double)route->decay, (double)state_bytes(route) / (1 << 20));
 }
 
-void routes_print(const Route *routes, int count, const ParamTable *params, FILE *out) {
+void optimizer_print_routes(const Optimizer *opt, FILE *out) {
+    int64_t bytes = 0;
     fprintf(out, "%-28s %8s %16s  %-9s %8s %8s %10s\n", "blocks", "matrices", "shape", "optimizer", "scale", "decay",
             "state MiB");
-    int64_t bytes = 0;
-    for (int i = 0; i < count; i++) {
-        print_route(params, &routes[i], out);
-        bytes += state_bytes(&routes[i]);
+    for (const Route *route = opt->routes; route < opt->routes + opt->route_count; route++) {
+        print_route(opt->params, route, out);
+        bytes += state_bytes(route);
     }
     fprintf(out, "%-28s %8s %16s  %-9s %8s %8s %10.2f\n", "all", "", "", "", "", "", (double)bytes / (1 << 20));
 }

@@ -1,4 +1,4 @@
-/* How large updates are: s of W <- (1 - lr wd) W - lr s U, and what decay makes of it; see scale.h.
+/* How large updates are: s of W <- (1 - lr wd) W - lr s U, and what decay makes of it.
  *
  * muP (optimizer.mup_base_width). With r = base width / width, every route's scale gets the factor that keeps what an
  * update does to activations independent of the width. The spectral condition (Yang, Simon & Bernstein 2023, "A
@@ -23,11 +23,10 @@
  * The decay per step, lr wd, has no factor: over how many steps weights average is a property of the run, not of the
  * width (Wang & Aitchison 2024, "How to set AdamW's weight decay as you scale model and dataset size").
  */
-#include "optim/scale.h"
-
 #include <math.h>
 
 #include "optim/optimizer_row.h"
+#include "optim/routing.h"
 
 /* s of an orthogonal U of n rows (outputs) and m columns (inputs). rms makes the update's root mean square that of
  * AdamW's: an orthogonal U has rms 1/sqrt(max(n,m)) (Moonlight 2025, section 2.2). */
@@ -51,10 +50,11 @@ static double plain_scale(const MuonConfig *config, UpdateSize size, double n, d
 }
 
 /* r; 1 without muP. */
-static double width_ratio(const ParamTable *params, const OptimizerConfig *config) {
+static double width_ratio(const Optimizer *opt) {
+    const ParamTable *params = opt->params;
     for (int kind = 0; kind < params->kind_count; kind++)
-        if (config->mup_base_width > 0 && params->kinds[kind].role == ROLE_EMBED)
-            return (double)config->mup_base_width / (double)params->params[params->kinds[kind].param].columns;
+        if (opt->config.mup_base_width > 0 && params->kinds[kind].role == ROLE_EMBED)
+            return (double)opt->config.mup_base_width / (double)params->kinds[kind].columns;
     return 1;
 }
 
@@ -80,19 +80,17 @@ static double mup_channel_factor(const MuonConfig *muon, UpdateSize size, double
 }
 
 /* See the head of the file. */
-static double mup_factor(const ParamTable *params, const OptimizerConfig *config, const BlockKind *block,
-                         UpdateSize size) {
-    const double r = width_ratio(params, config);
+static double mup_factor(const Optimizer *opt, const BlockKind *block, UpdateSize size) {
+    const double r = width_ratio(opt);
     if (r == 1) return 1;
-    if (params_is_hidden_matrix(block)) return mup_hidden_factor(&config->muon, size, r);
+    if (params_is_hidden_matrix(block)) return mup_hidden_factor(&opt->config.muon, size, r);
     if (strcmp(block->name, "normf") == 0 || strcmp(block->name, "normf_bias") == 0) return r;
-    return mup_channel_factor(&config->muon, size, r);
+    return mup_channel_factor(&opt->config.muon, size, r);
 }
 
-double update_scale(const ParamTable *params, const OptimizerConfig *config, const BlockKind *block,
-                    OptimizerKind optimizer, double n, double m) {
+double update_scale(const Optimizer *opt, const BlockKind *block, OptimizerKind optimizer, double n, double m) {
     const UpdateSize size = optimizer_row(optimizer)->size;
-    return plain_scale(&config->muon, size, n, m) * mup_factor(params, config, block, size);
+    return plain_scale(&opt->config.muon, size, n, m) * mup_factor(opt, block, size);
 }
 
 bool optimizer_is_orthogonal(const Optimizer *opt, OptimizerKind kind) {
@@ -103,7 +101,7 @@ bool optimizer_is_orthogonal(const Optimizer *opt, OptimizerKind kind) {
  * elements, so that no norm need shrink. */
 double optimizer_decay_bound(const Optimizer *opt, const Route *route, double step, double sigma_max, double decay) {
     const BlockKind *block = &opt->params->kinds[route->kind];
-    const double elements = (double)block->rows * (double)opt->params->params[block->param].columns;
+    const double elements = (double)block->rows * (double)block->columns;
     if (!(decay > 0) || opt->config.cautious_decay) return (double)NAN;
     switch (optimizer_row(route->optimizer)->size) {
     case UPDATE_ORTHOGONAL:

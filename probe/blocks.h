@@ -13,17 +13,22 @@
 #pragma once
 
 #include "base/config.h"
-#include "model/params.h"
-#include "probe/memory.h"
+#include "optim/optimizer.h"
+#include "probe/matrix.h"
 #include "probe/triples.h"
+
+/* The memory of a probe: two arenas, which its layout function measures and then places (ops/arena.h). */
+typedef struct {
+    Arena device; /* tensors of the backend */
+    Arena host;   /* arena_take_host */
+} ProbeMemory;
 
 enum { BLOCK_SETS = 3 };
 
 typedef struct {
     const ParamTable *params;
     Backend *be;
-    int threads;
-    int64_t top;                        /* k; see blocks_top */
+    int64_t top;                        /* k: how many triples of a matrix are found, min(rows, columns) at most */
     int64_t slots;                      /* watched (kind, layer) pairs */
     int64_t first_slot[BLOCK_KIND_MAX]; /* of a kind's layer 0; -1: it is not watched */
     int64_t chunk, elements;            /* layers at a time, elements of the largest block */
@@ -31,40 +36,39 @@ typedef struct {
     int64_t found_size; /* doubles */
     double *found;
     Triples *weights;
-    bool *weights_known;    /* of a slot, in this step */
-    int64_t workspace_size; /* doubles a thread */
-    double *workspaces;
+    bool *weights_known; /* of a slot, in this step */
+    Workspaces work;
     Tensor stage; /* (elements) f32: of the largest block */
 } WatchedBlocks;
 
 /* Kinds that the model does not have are passed over; NULL if it has none of them. The caller frees it. */
 Status blocks_plan(WatchedBlocks **blocks, const ParamTable *params, const ProbeConfig *config, Backend *be);
 void blocks_layout(WatchedBlocks *blocks, ProbeMemory *memory);
+Triples *blocks_layout_triples(const WatchedBlocks *blocks, Arena *host); /* of every slot */
 
 bool blocks_watched(const WatchedBlocks *blocks, int kind);
 int64_t blocks_slot(const WatchedBlocks *blocks, int kind, int64_t layer);
-/* Whole blocks: (rows, columns), and how many triples of them are taken: `top`, but min(rows, columns) at most. */
-int64_t blocks_rows(const WatchedBlocks *blocks, int kind);
-int64_t blocks_columns(const WatchedBlocks *blocks, int kind);
-int64_t blocks_top(const WatchedBlocks *blocks, int kind);
 
 /* A step begins: its weights are not known yet. */
 void blocks_begin(WatchedBlocks *blocks);
-/* The weights of a run of a watched kind, before the step: their triples, unless they are known, stay for the step. */
-void blocks_keep_weights(WatchedBlocks *blocks, int kind, int64_t first_layer, Tensor weights);
+/* The weights of a route's layers, before the step: their triples, unless they are known, stay for the step. */
+void blocks_keep_weights(WatchedBlocks *blocks, const Route *route, Tensor weights);
+/* The triples of a route's matrices, into their slots of `to`. */
+void blocks_keep(WatchedBlocks *blocks, const Route *route, Tensor run, Triples *to);
 
-/* Triples of every slot. */
-Triples *blocks_layout_triples(const WatchedBlocks *blocks, Arena *host);
+/* A layer under measurement, and what of it is on the host. */
+typedef struct {
+    const WatchedBlocks *blocks;
+    int kind;
+    int64_t layer, slot;
+    int64_t place; /* in the chunk */
+} WatchedLayer;
+const float *blocks_matrix(const WatchedLayer *at, int set);
+Triples blocks_found(const WatchedLayer *at, int set);
 
-/* The layers of `run` (at most `chunk`) become set `set`. Waits. */
-void blocks_fetch(WatchedBlocks *blocks, int set, int kind, Tensor run);
-/* Of a set's layer, counted from the chunk's first. */
-const float *blocks_matrix(const WatchedBlocks *blocks, int set, int64_t layer);
-Triples blocks_found(const WatchedBlocks *blocks, int set, int kind, int64_t layer);
-/* The triples of `layers` layers of the sets [0, sets) of a kind. */
-void blocks_find(WatchedBlocks *blocks, int sets, int kind, int64_t layers);
-
-/* task(context, i, workspace) for i < count, in parallel: every thread has its own workspace, large enough for
- * triples_find and for spectrum_singular_values with their values. */
-typedef void BlockTask(void *context, int64_t i, double *workspace);
-void blocks_parallel(WatchedBlocks *blocks, int64_t count, BlockTask *task, void *context);
+/* task(context, layer, workspace) for each layer of a route of a watched kind, in parallel: with the matrices of `runs`
+ * as its sets, and the triples of the first `found` of them. A thread's workspace is large enough for triples_find and
+ * for singular_values with their values. Waits. */
+typedef void BlockTask(void *context, const WatchedLayer *at, double *workspace);
+void blocks_measure(WatchedBlocks *blocks, const Route *route, const Tensor *runs, int count, int found,
+                    BlockTask *task, void *context);

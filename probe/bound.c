@@ -7,7 +7,6 @@
  *                                                                | W_qr: head 0, 1, .. | W_kr |    latent attention
  */
 #include <math.h>
-#include <omp.h>
 
 #include "base/metrics.h"
 #include "ops/ops.h"
@@ -24,14 +23,7 @@ typedef enum {
     INPUT_COUNT
 } Input;
 
-enum { PARTS_MAX = 2 };
-
-/* One part; in latent attention two: q^C·k^C and q^R·k^R. */
-typedef struct {
-    int64_t layer, head;
-    int count;
-    LogitPart parts[PARTS_MAX];
-} BoundRecord;
+enum { PARTS_MAX = 2 }; /* latent attention: q^C·k^C and q^R·k^R */
 
 /* The weights of one factor of a part, and where they lie in the copy of a layer. */
 typedef struct {
@@ -48,7 +40,7 @@ typedef struct {
 typedef struct {
     const ParamTable *params;
     Backend *be;
-    int threads, part_count;
+    int part_count;
     PartSides parts[PARTS_MAX];
     int64_t layers, heads;
     int64_t elements, vector_elements; /* of a layer's matrices, and of their biases */
@@ -56,8 +48,8 @@ typedef struct {
     Tensor vectors;                    /* (vector_elements) f32 */
     Tensor norms;                      /* (layers, INPUT_COUNT) f32 */
     float *host, *host_vectors, *host_norms;
-    double *workspaces; /* one a thread */
-    BoundRecord *records;
+    Workspaces work;
+    LogitPart (*records)[PARTS_MAX]; /* of (layers, heads) */
 } BoundProbe;
 
 /* ---- life ------------------------------------------------------------------------------------------------------- */
@@ -72,7 +64,7 @@ static Side add_side(BoundProbe *probe, const char *name, const char *bias, Inpu
                  .input = input,
                  .heads = block->heads,
                  .size = block->rows / block->heads,
-                 .inputs = params->params[block->param].columns,
+                 .inputs = block->columns,
                  .first = probe->elements,
                  .first_bias = probe->vector_elements};
     probe->elements += block->rows * side.inputs;
@@ -94,20 +86,15 @@ static void find_parts(BoundProbe *probe) {
     rotary->k = add_side(probe, "k_rope", "", INPUT_STREAM);
 }
 
-static int64_t workspace_size(const BoundProbe *probe) {
-    int64_t size = 0;
-    for (int i = 0; i < probe->part_count; i++) size = larger(size, logit_part_workspace_size(probe->parts[i].q.size));
-    return size;
-}
-
 static Status plan(void *self, ProbeSet *set) {
     BoundProbe *p = self;
     p->params = &set->gpt->params;
     p->be = set->be;
-    p->threads = set->be->threads > 0 ? set->be->threads : omp_get_max_threads();
     find_parts(p);
-    p->layers = params_kind_layers(p->params, p->parts[0].q.kind);
-    p->heads = p->parts[0].q.heads;
+    p->layers = set->gpt->L;
+    p->heads = set->gpt->H;
+    for (int i = 0; i < p->part_count; i++)
+        p->work.size = larger(p->work.size, logit_part_workspace_size(p->parts[i].q.size));
     return status_ok();
 }
 
@@ -121,7 +108,7 @@ static void layout(void *self, const ProbeSet *set, ProbeMemory *memory) {
     p->host = arena_take_host(host, p->elements, sizeof *p->host);
     p->host_vectors = arena_take_host(host, p->vector_elements, sizeof *p->host_vectors);
     p->host_norms = arena_take_host(host, p->layers * INPUT_COUNT, sizeof *p->host_norms);
-    p->workspaces = arena_take_host(host, p->threads * workspace_size(p), sizeof *p->workspaces);
+    workspaces_layout(&p->work, p->be, host);
     p->records = arena_take_host(host, p->layers * p->heads, sizeof *p->records);
 }
 
@@ -156,21 +143,22 @@ static LogitPart measure_part(const BoundProbe *probe, const PartSides *s, int64
     return part;
 }
 
-static void measure_layer(BoundProbe *probe, BoundRecord *records, int64_t layer) {
-#pragma omp parallel for schedule(dynamic) num_threads(probe->threads)
-    for (int64_t h = 0; h < probe->heads; h++) {
-        double *workspace = probe->workspaces + omp_get_thread_num() * workspace_size(probe);
-        records[h] = (BoundRecord){.layer = layer, .head = h, .count = probe->part_count};
-        for (int i = 0; i < probe->part_count; i++)
-            records[h].parts[i] = measure_part(probe, &probe->parts[i], h, workspace);
-    }
+typedef struct {
+    const BoundProbe *probe;
+    int64_t layer;
+} BoundLayer;
+
+static void measure_head(void *context, int64_t head, double *workspace) {
+    const BoundLayer *at = context;
+    const BoundProbe *probe = at->probe;
+    LogitPart *parts = probe->records[at->layer * probe->heads + head];
+    for (int i = 0; i < probe->part_count; i++) parts[i] = measure_part(probe, &probe->parts[i], head, workspace);
 }
 
 /* Forgets the inputs, and measures the weights that the step's forward passes read. */
 static void begin(void *self, ProbeSet *set) {
     BoundProbe *p = self;
     op_fill(set->be, p->norms, 0);
-    const int threads_before = blas_begin_serial();
     for (int64_t layer = 0; layer < p->layers; layer++) {
         for (int i = 0; i < p->part_count; i++) {
             stage_side(p, &p->parts[i].q, layer);
@@ -178,9 +166,8 @@ static void begin(void *self, ProbeSet *set) {
         }
         backend_to_host(set->be, p->host, p->stage);
         backend_to_host(set->be, p->host_vectors, p->vectors);
-        measure_layer(p, p->records + layer * p->heads, layer);
+        workspaces_run(&p->work, p->heads, measure_head, &(BoundLayer){p, layer});
     }
-    blas_end_serial(threads_before);
 }
 
 /* ---- inputs ----------------------------------------------------------------------------------------------------- */
@@ -203,44 +190,42 @@ static void forward(void *self, ProbeSet *set, int64_t micro_batch) {
 static void gradient(void *self, ProbeSet *set) {
     BoundProbe *p = self;
     backend_to_host(set->be, p->host_norms, p->norms);
-    for (BoundRecord *r = p->records; r < p->records + p->layers * p->heads; r++) {
-        const float *norms = p->host_norms + r->layer * INPUT_COUNT;
-        for (int i = 0; i < r->count; i++) {
-            r->parts[i].x_q = (double)norms[p->parts[i].q.input];
-            r->parts[i].x_k = (double)norms[p->parts[i].k.input];
-        }
-    }
 }
 
 /* ---- the record ------------------------------------------------------------------------------------------------- */
 
 /* The first part has its keys as they are, a rotary one beside it has them with "rope_" before. */
-static void add_parts(cJSON *row, const BoundRecord *r) {
+static void add_parts(cJSON *row, const LogitPart *parts, int count) {
     static const char *const names[PARTS_MAX][5] = {
         {"x_norm", "x_k_norm", "q_norm", "k_norm", "qk_norm"},
         {"rope_x_norm", "rope_x_k_norm", "rope_q_norm", "rope_k_norm", "rope_qk_norm"},
     };
-    for (int i = 0; i < r->count; i++) {
-        const LogitPart *p = &r->parts[i];
-        metrics_add_float(row, names[i][0], (float)p->x_q);
-        if (r->count > 1) metrics_add_float(row, names[i][1], (float)p->x_k); /* otherwise the same */
-        metrics_add_float(row, names[i][2], (float)p->w_q);
-        metrics_add_float(row, names[i][3], (float)p->w_k);
-        metrics_add_float(row, names[i][4], (float)p->w_qk);
+    for (int i = 0; i < count; i++) {
+        metrics_add_float(row, names[i][0], (float)parts[i].x_q);
+        if (count > 1) metrics_add_float(row, names[i][1], (float)parts[i].x_k); /* otherwise the same */
+        metrics_add_float(row, names[i][2], (float)parts[i].w_q);
+        metrics_add_float(row, names[i][3], (float)parts[i].w_k);
+        metrics_add_float(row, names[i][4], (float)parts[i].w_qk);
     }
 }
 
 static void report(void *self, ProbeSet *set, cJSON *line) {
     const BoundProbe *p = self;
     const double scale = (double)gpt_attention_inputs(set->gpt, 0).scale;
+    const int count = p->part_count;
     cJSON *list = cJSON_AddArrayToObject(line, "logit_bound");
     for (int64_t i = 0; i < p->layers * p->heads; i++) {
-        const BoundRecord *r = &p->records[i];
-        const double bound = logit_bound(r->parts, r->count, scale);
-        cJSON *row = record_add_head(list, r->layer, r->head);
-        add_parts(row, r);
+        LogitPart *parts = p->records[i];
+        const float *norms = p->host_norms + i / p->heads * INPUT_COUNT;
+        for (int k = 0; k < count; k++) {
+            parts[k].x_q = (double)norms[p->parts[k].q.input];
+            parts[k].x_k = (double)norms[p->parts[k].k.input];
+        }
+        const double bound = logit_bound(parts, count, scale);
+        cJSON *row = record_add_head(list, i / p->heads, i % p->heads);
+        add_parts(row, parts, count);
         metrics_add_float(row, "bound", (float)bound);
-        metrics_add_float(row, "bound_qk", (float)logit_bound_qk(r->parts, r->count, scale));
+        metrics_add_float(row, "bound_qk", (float)logit_bound_qk(parts, count, scale));
         metrics_add_float(row, "tightness", (float)((double)set->max_abs[i] / bound));
     }
 }

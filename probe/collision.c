@@ -9,12 +9,9 @@
  * size against every triple; updates of low rank only where they point. `realised` compares the i-th largest values
  * before and after, which is the same triple as long as none overtakes.
  */
-#include "probe/collision.h"
-
 #include <math.h>
 
 #include "base/metrics.h"
-#include "probe/matrix.h"
 #include "probe/probe.h"
 #include "probe/record.h"
 
@@ -35,10 +32,6 @@ typedef struct {
     CollisionRecord *records; /* as many as slots; by block and layer */
 } CollisionProbe;
 
-static bool wanted(const ProbeSet *set) {
-    return set->blocks != NULL;
-}
-
 static void layout(void *self, const ProbeSet *set, ProbeMemory *memory) {
     CollisionProbe *p = self;
     p->records = arena_take_host(&memory->host, set->blocks->slots, sizeof *p->records);
@@ -51,40 +44,23 @@ static void begin(void *self, ProbeSet *set) {
 
 /* ---- measuring -------------------------------------------------------------------------------------------------- */
 
-double collision_with(const Triples *t, const float *update, double *c) {
-    double squares = 0, norm_sq = 0;
-    for (int64_t i = 0; i < t->count; i++) {
-        c[i] = triples_form(t->left + i * t->rows, update, t->right + i * t->columns, t->rows, t->columns);
-        squares += c[i] * c[i];
-    }
-    const int64_t elements = t->rows * t->columns;
-#pragma omp simd reduction(+ : norm_sq)
-    for (int64_t i = 0; i < elements; i++) norm_sq += (double)update[i] * (double)update[i];
-    return squares / (double)t->count / (norm_sq / (double)elements);
-}
-
-/* A chunk of a run under measurement. */
+/* A run under measurement. */
 typedef struct {
-    const WatchedBlocks *blocks;
     const UpdateEvent *event;
-    int64_t first_layer;
     CollisionRecord *records;
-} Chunk;
+} Run;
 
-static void compare(void *context, int64_t layer, double *workspace) {
+static void compare(void *context, const WatchedLayer *at, double *workspace) {
     (void)workspace;
-    const Chunk *c = context;
-    const WatchedBlocks *b = c->blocks;
-    const UpdateEvent *e = c->event;
-    const int kind = e->route->kind;
+    const Run *run = context;
+    const UpdateEvent *e = run->event;
     const double step = e->lr * (double)e->route->scale, decay = 1 - e->keep;
-    const Triples *before = &b->weights[blocks_slot(b, kind, c->first_layer + layer)];
-    const Triples update = blocks_found(b, SET_UPDATE, kind, layer);
-    const Triples after = blocks_found(b, SET_WEIGHTS, kind, layer);
-    CollisionRecord *r = &c->records[layer];
+    const Triples *before = &at->blocks->weights[at->slot];
+    const Triples update = blocks_found(at, SET_UPDATE), after = blocks_found(at, SET_WEIGHTS);
+    CollisionRecord *r = &run->records[at->layer - e->route->first];
 
-    *r = (CollisionRecord){.kind = kind, .layer = c->first_layer + layer, .count = before->count};
-    r->relative = collision_with(before, blocks_matrix(b, SET_UPDATE, layer), r->c);
+    *r = (CollisionRecord){.kind = at->kind, .layer = at->layer, .count = before->count};
+    r->relative = triples_collide(before, blocks_matrix(at, SET_UPDATE), r->c);
     for (int64_t i = 0; i < before->count; i++) {
         r->sigma[i] = before->sigma[i];
         r->predicted[i] = -step * r->c[i] - decay * before->sigma[i];
@@ -94,29 +70,22 @@ static void compare(void *context, int64_t layer, double *workspace) {
     r->with_step = triples_align(before, &after);
     r->with_momentum = (Alignment){(double)NAN, (double)NAN};
     if (!tensor_present(e->momentum)) return;
-    const Triples momentum = blocks_found(b, SET_MOMENTUM, kind, layer);
+    const Triples momentum = blocks_found(at, SET_MOMENTUM);
     r->with_momentum = triples_align(before, &momentum);
 }
 
 static void measure(CollisionProbe *p, WatchedBlocks *b, const UpdateEvent *e) {
-    const Tensor sources[SET_COUNT] = {
-        [SET_UPDATE] = e->update, [SET_WEIGHTS] = e->weights, [SET_MOMENTUM] = e->momentum};
-    const int sets = tensor_present(e->momentum) ? SET_COUNT : SET_MOMENTUM, kind = e->route->kind;
-    CHECK(p->record_count + e->route->layers <= b->slots, "kind %d was added twice in a step", kind);
-    for (int64_t start = 0; start < e->route->layers; start += b->chunk) {
-        const int64_t layers = smaller(b->chunk, e->route->layers - start);
-        Chunk c = {b, e, e->route->first + start, p->records + p->record_count};
-        for (int set = 0; set < sets; set++) blocks_fetch(b, set, kind, tensor_slice(sources[set], 0, start, layers));
-        blocks_find(b, sets, kind, layers);
-        blocks_parallel(b, layers, compare, &c);
-        p->record_count += layers;
-    }
+    const Tensor runs[SET_COUNT] = {[SET_UPDATE] = e->update, [SET_WEIGHTS] = e->weights, [SET_MOMENTUM] = e->momentum};
+    const int sets = tensor_present(e->momentum) ? SET_COUNT : SET_MOMENTUM;
+    CHECK(p->record_count + e->route->layers <= b->slots, "kind %d was added twice in a step", e->route->kind);
+    blocks_measure(b, e->route, runs, sets, sets, compare, &(Run){e, p->records + p->record_count});
+    p->record_count += e->route->layers;
 }
 
 static void update(void *self, ProbeSet *set, const UpdateEvent *e) {
     if (!blocks_watched(set->blocks, e->route->kind)) return;
     if (e->moment == UPDATE_COMES)
-        blocks_keep_weights(set->blocks, e->route->kind, e->route->first, e->weights);
+        blocks_keep_weights(set->blocks, e->route, e->weights);
     else
         measure(self, set->blocks, e);
 }
@@ -141,7 +110,7 @@ static void report(void *self, ProbeSet *set, cJSON *line) {
 
 const Probe probe_collision = {.size = sizeof(CollisionProbe),
                                .of_update = true,
-                               .wanted = wanted,
+                               .of_blocks = true,
                                .layout = layout,
                                .begin = begin,
                                .update = update,

@@ -35,11 +35,6 @@ static double root_of_largest(const double *ascending, int64_t n) {
     return sqrt(fmax(ascending[n - 1], 0));
 }
 
-static void fill_lower(double *matrix, int64_t n) {
-    for (int64_t i = 0; i < n; i++)
-        for (int64_t j = 0; j < i; j++) matrix[i * n + j] = matrix[j * n + i];
-}
-
 /* With A = W_q W_qᵀ = U L Uᵀ and B = W_k W_kᵀ, the eigenvalues of A B are those of the symmetric L^½ Uᵀ B U L^½. */
 void logit_part_measure(LogitPart *part, const float *w_q, int64_t q_inputs, const float *w_k, int64_t k_inputs,
                         int64_t size, double *workspace) {
@@ -48,13 +43,11 @@ void logit_part_measure(LogitPart *part, const float *w_q, int64_t q_inputs, con
     part->w_q = part->w_k = part->w_qk = (double)NAN;
     if (!gram_matrix(a, w_q, n, q_inputs, q_inputs, GRAM_OF_ROWS, scratch)) return;
     if (!gram_matrix(b, w_k, n, k_inputs, k_inputs, GRAM_OF_ROWS, scratch)) return;
-    fill_lower(b, n);
     if (!eigen_symmetric(values, a, n, EIGENVECTORS, scratch)) return;
     const double norm_q = root_of_largest(values, n);
     for (int64_t i = 0; i < n; i++) /* the rows of a, U's columns, become those of U L^½ */
         for (int64_t j = 0; j < n; j++) a[i * n + j] *= sqrt(fmax(values[i], 0));
-    cblas_dgemm(CblasRowMajor, CblasNoTrans, CblasNoTrans, (int)n, (int)n, (int)n, 1, a, (int)n, b, (int)n, 0, c,
-                (int)n);
+    cblas_dsymm(CblasRowMajor, CblasRight, CblasUpper, (int)n, (int)n, 1, b, (int)n, a, (int)n, 0, c, (int)n);
     if (!eigen_symmetric(values, b, n, EIGENVALUES, scratch)) return;
     const double norm_k = root_of_largest(values, n);
     cblas_dgemm(CblasRowMajor, CblasNoTrans, CblasTrans, (int)n, (int)n, (int)n, 1, c, (int)n, a, (int)n, 0, b, (int)n);

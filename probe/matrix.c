@@ -1,10 +1,11 @@
-/* Matrices in host memory and their Gram matrices; see matrix.h. */
+/* Matrices in host memory, their Gram matrices, and threads; see matrix.h. */
 #include "probe/matrix.h"
 
 #include <cblas.h>
 #include <float.h>
 #include <lapacke.h>
 #include <math.h>
+#include <omp.h>
 
 #include "ops/ops.h"
 
@@ -87,19 +88,27 @@ bool eigen_symmetric(double *values, double *matrix, int64_t n, EigenJob job, do
                               (lapack_int)n, values, work, (lapack_int)eigen_work_size(n)) == 0;
 }
 
-/* ---- the BLAS's own threads ------------------------------------------------------------------------------------- */
+/* ---- matrices side by side -------------------------------------------------------------------------------------- */
 
 /* OpenBLAS may be called from several threads at once only while it starts none itself. Weak: another BLAS has no such
  * functions, and then the user sees to it (MKL_NUM_THREADS=1 and the like). */
 extern void openblas_set_num_threads(int count) __attribute__((weak));
 extern int openblas_get_num_threads(void) __attribute__((weak));
 
-int blas_begin_serial(void) {
-    int before = openblas_get_num_threads ? openblas_get_num_threads() : 1;
-    if (openblas_set_num_threads) openblas_set_num_threads(1);
+static int set_blas_threads(int count) {
+    const int before = openblas_get_num_threads ? openblas_get_num_threads() : 1;
+    if (openblas_set_num_threads) openblas_set_num_threads(count);
     return before;
 }
 
-void blas_end_serial(int threads_before) {
-    if (openblas_set_num_threads) openblas_set_num_threads(threads_before);
+void workspaces_layout(Workspaces *w, const Backend *be, Arena *host) {
+    w->threads = be->threads > 0 ? be->threads : omp_get_max_threads();
+    w->memory = arena_take_host(host, w->threads * w->size, sizeof *w->memory);
+}
+
+void workspaces_run(const Workspaces *w, int64_t count, WorkspaceTask *task, void *context) {
+    const int threads_before = set_blas_threads(1);
+#pragma omp parallel for schedule(dynamic) num_threads(w->threads)
+    for (int64_t i = 0; i < count; i++) task(context, i, w->memory + omp_get_thread_num() * w->size);
+    set_blas_threads(threads_before);
 }

@@ -27,7 +27,14 @@ typedef enum { EIGENVALUES, EIGENVECTORS } EigenJob;
 int64_t eigen_work_size(int64_t n);
 bool eigen_symmetric(double *values, double *matrix, int64_t n, EigenJob job, double *work);
 
-/* Between the two, BLAS and LAPACK start no threads of their own, and may be called from several at once. begin returns
- * what end wants back. */
-int blas_begin_serial(void);
-void blas_end_serial(int threads_before);
+/* Threads that measure matrices side by side, each with `size` doubles of its own to work in. */
+typedef struct {
+    int threads;
+    int64_t size;
+    double *memory;
+} Workspaces;
+void workspaces_layout(Workspaces *work, const Backend *be, Arena *host);
+
+/* task(context, i, workspace) for i < count, in parallel. Meanwhile BLAS and LAPACK start no threads of their own. */
+typedef void WorkspaceTask(void *context, int64_t i, double *workspace);
+void workspaces_run(const Workspaces *work, int64_t count, WorkspaceTask *task, void *context);

@@ -48,17 +48,13 @@ typedef struct {
 
 /* ---- life ------------------------------------------------------------------------------------------------------- */
 
-static bool wanted(const ProbeSet *set) {
-    return set->blocks != NULL;
-}
-
 static void layout(void *self, const ProbeSet *set, ProbeMemory *memory) {
     MomentumProbe *p = self;
     const WatchedBlocks *b = p->blocks = set->blocks;
     for (int kind = 0; kind < b->params->kind_count; kind++) {
-        if (!blocks_watched(b, kind)) continue;
-        const int64_t shape[] = {params_kind_layers(b->params, kind), 1, blocks_rows(b, kind), blocks_columns(b, kind)};
-        p->earlier[kind] = arena_take(&memory->device, DTYPE_F32, 4, shape);
+        const BlockKind *block = &b->params->kinds[kind];
+        const int64_t shape[] = {block->layers, 1, block->rows, block->columns};
+        if (blocks_watched(b, kind)) p->earlier[kind] = arena_take(&memory->device, DTYPE_F32, 4, shape);
     }
     p->squares = arena_take_1d(&memory->device, DTYPE_F32, b->slots);
     p->before = blocks_layout_triples(b, &memory->host);
@@ -80,7 +76,7 @@ static void begin(void *self, ProbeSet *set) {
  * gradient itself. */
 static void add_kind(MomentumProbe *p, int kind) {
     const WatchedBlocks *b = p->blocks;
-    const int64_t layers = params_kind_layers(b->params, kind);
+    const int64_t layers = b->params->kinds[kind].layers;
     Tensor gradient = params_block_run(b->params, b->params->grad, kind, 0, layers, SPLIT_WHOLE);
     Tensor earlier = p->earlier[kind], share = gradient;
     if (p->micro_batches > 0) {
@@ -103,28 +99,12 @@ static void backward(void *self, ProbeSet *set) {
 
 /* ---- the step --------------------------------------------------------------------------------------------------- */
 
-/* The momentum of a run before the step: its triples stay. */
-static void keep(MomentumProbe *p, const UpdateEvent *e) {
-    WatchedBlocks *b = p->blocks;
-    const int kind = e->route->kind;
-    for (int64_t start = 0; start < e->route->layers; start += b->chunk) {
-        const int64_t layers = smaller(b->chunk, e->route->layers - start);
-        blocks_fetch(b, SET_MOMENTUM, kind, tensor_slice(e->momentum, 0, start, layers));
-        blocks_find(b, 1, kind, layers);
-        for (int64_t layer = 0; layer < layers; layer++) {
-            const Triples found = blocks_found(b, SET_MOMENTUM, kind, layer);
-            triples_copy(&p->before[blocks_slot(b, kind, e->route->first + start + layer)], &found);
-        }
-    }
-}
-
-/* A chunk of a run under measurement. */
+/* A run under measurement. */
 typedef struct {
     const MomentumProbe *probe;
     const UpdateEvent *event;
-    int64_t first_layer;
     MomentumRecord *records;
-} Chunk;
+} Run;
 
 typedef struct {
     double mm, mg, gg;
@@ -148,51 +128,44 @@ static double variance(double squares, double gradient_sq, double n) {
     return (sum < 0 ? 0 : sum) / (n - 1);
 }
 
-static void compare(void *context, int64_t layer, double *workspace) {
+static void compare(void *context, const WatchedLayer *at, double *workspace) {
     (void)workspace;
-    const Chunk *c = context;
-    const WatchedBlocks *b = c->probe->blocks;
-    const int kind = c->event->route->kind;
-    const int64_t slot = blocks_slot(b, kind, c->first_layer + layer);
-    const Triples momentum = blocks_found(b, SET_MOMENTUM, kind, layer);
-    const Triples gradient = blocks_found(b, SET_GRADIENT, kind, layer);
-    const Products p = multiply(blocks_matrix(b, SET_MOMENTUM, layer), blocks_matrix(b, SET_GRADIENT, layer),
-                                blocks_rows(b, kind) * blocks_columns(b, kind));
-    const double scale = (double)c->event->grad_scale;
-    const double spread = variance((double)c->probe->host_squares[slot], p.gg, (double)c->probe->micro_batches);
-    c->records[layer] = (MomentumRecord){.kind = kind,
-                                         .layer = c->first_layer + layer,
-                                         .cosine = p.mg / sqrt(p.mm) / sqrt(p.gg),
-                                         .ratio = sqrt(p.mm) / (scale * sqrt(p.gg)),
-                                         .drift = triples_align(&momentum, &c->probe->before[slot]),
-                                         .with_gradient = triples_align(&momentum, &gradient),
-                                         .variance = scale * scale * spread,
-                                         .noise = spread / p.gg};
+    const Run *run = context;
+    const MomentumProbe *probe = run->probe;
+    const UpdateEvent *e = run->event;
+    const Triples momentum = blocks_found(at, SET_MOMENTUM), gradient = blocks_found(at, SET_GRADIENT);
+    const Products p =
+        multiply(blocks_matrix(at, SET_MOMENTUM), blocks_matrix(at, SET_GRADIENT), momentum.rows * momentum.columns);
+    const double scale = (double)e->grad_scale;
+    const double spread = variance((double)probe->host_squares[at->slot], p.gg, (double)probe->micro_batches);
+    run->records[at->layer - e->route->first] =
+        (MomentumRecord){.kind = at->kind,
+                         .layer = at->layer,
+                         .cosine = p.mg / sqrt(p.mm) / sqrt(p.gg),
+                         .ratio = sqrt(p.mm) / (scale * sqrt(p.gg)),
+                         .drift = triples_align(&momentum, &probe->before[at->slot]),
+                         .with_gradient = triples_align(&momentum, &gradient),
+                         .variance = scale * scale * spread,
+                         .noise = spread / p.gg};
 }
 
 static void measure(MomentumProbe *p, const UpdateEvent *e) {
     WatchedBlocks *b = p->blocks;
-    const int kind = e->route->kind;
-    CHECK(p->record_count + e->route->layers <= b->slots, "kind %d was added twice in a step", kind);
+    const Tensor runs[SET_COUNT] = {[SET_MOMENTUM] = e->momentum, [SET_GRADIENT] = e->gradient};
+    CHECK(p->record_count + e->route->layers <= b->slots, "kind %d was added twice in a step", e->route->kind);
     if (!p->squares_known) backend_to_host(b->be, p->host_squares, p->squares);
     p->squares_known = true;
-    for (int64_t start = 0; start < e->route->layers; start += b->chunk) {
-        const int64_t layers = smaller(b->chunk, e->route->layers - start);
-        Chunk c = {p, e, e->route->first + start, p->records + p->record_count};
-        blocks_fetch(b, SET_MOMENTUM, kind, tensor_slice(e->momentum, 0, start, layers));
-        blocks_fetch(b, SET_GRADIENT, kind, tensor_slice(e->gradient, 0, start, layers));
-        blocks_find(b, SET_COUNT, kind, layers);
-        blocks_parallel(b, layers, compare, &c);
-        p->record_count += layers;
-    }
+    blocks_measure(b, e->route, runs, SET_COUNT, SET_COUNT, compare, &(Run){p, e, p->records + p->record_count});
+    p->record_count += e->route->layers;
 }
 
 static void update(void *self, ProbeSet *set, const UpdateEvent *e) {
+    MomentumProbe *p = self;
     if (!blocks_watched(set->blocks, e->route->kind) || !tensor_present(e->momentum)) return;
     if (e->moment == UPDATE_COMES)
-        keep(self, e);
+        blocks_keep(set->blocks, e->route, e->momentum, p->before);
     else
-        measure(self, e);
+        measure(p, e);
 }
 
 /* ---- the record ------------------------------------------------------------------------------------------------- */
@@ -213,7 +186,7 @@ static void report(void *self, ProbeSet *set, cJSON *line) {
 
 const Probe probe_momentum = {.size = sizeof(MomentumProbe),
                               .of_update = true,
-                              .wanted = wanted,
+                              .of_blocks = true,
                               .layout = layout,
                               .begin = begin,
                               .backward = backward,

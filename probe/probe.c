@@ -47,8 +47,7 @@ int64_t probe_interval(const ProbeSet *set, ProbeId id) {
 /* ---- life ------------------------------------------------------------------------------------------------------- */
 
 static bool is_wanted(const ProbeSet *set, ProbeId id) {
-    if (configured_interval(&set->config->probe, id) == 0) return false;
-    return !probes[id]->wanted || probes[id]->wanted(set);
+    return configured_interval(&set->config->probe, id) > 0 && (set->blocks || !probes[id]->of_blocks);
 }
 
 static void lay_out(ProbeSet *set, int id) {
@@ -62,7 +61,9 @@ static ProbeMemory measure_memory(const char *name, const char *remedy) {
 /* Blocks are shared: planned if a probe that wants them is on. */
 static Status plan_blocks(ProbeSet *set) {
     const ProbeConfig *c = &set->config->probe;
-    if (c->collision_every + c->momentum_every + c->shadow_every == 0) return status_ok();
+    int64_t wanted = 0;
+    for (int id = 0; id < PROBE_COUNT; id++) wanted += probes[id]->of_blocks ? configured_interval(c, (ProbeId)id) : 0;
+    if (wanted == 0) return status_ok();
     Status status = blocks_plan(&set->blocks, &set->gpt->params, c, set->be);
     if (status.code || !set->blocks) return status;
     set->blocks_memory = measure_memory("block probes", BLOCKS_REMEDY);

@@ -32,9 +32,9 @@ typedef struct ProbeSet ProbeSet;
 typedef struct {
     size_t size;    /* of the state */
     bool of_update; /* measures an update: a refused step has nothing for it */
+    bool of_blocks; /* works in ProbeSet.blocks: needs a model that has some of probe.blocks */
     bool late;      /* `report` may have to wait for work that goes on beside the next steps */
 
-    bool (*wanted)(const ProbeSet *set); /* false: this model has nothing to measure */
     Status (*plan)(void *self, ProbeSet *set);
     void (*layout)(void *self, const ProbeSet *set, ProbeMemory *memory); /* called to measure, then to place */
     Status (*allocate)(void *self, ProbeSet *set);                        /* what is not in `memory` */

@@ -5,12 +5,11 @@
  *
  *      effective_rank    exp(-sum p ln p), p = sigma(U) / sum sigma(U)
  *      rms               lr s |U|_F / sqrt(n m)
- *      collision         mean over the top k of (u_iᵀ U v_i)², relative to |U|_F² / (n m)      (collision.h)
+ *      collision         mean over the top k of (u_iᵀ U v_i)², relative to |U|_F² / (n m)      (triples_collide)
  *      sigma_change      -lr s u_1ᵀ U v_1 - lr wd sigma_1
  */
 #include "base/metrics.h"
 #include "ops/ops.h"
-#include "probe/collision.h"
 #include "probe/matrix.h"
 #include "probe/probe.h"
 #include "probe/record.h"
@@ -36,10 +35,6 @@ typedef struct {
 } ShadowProbe;
 
 /* ---- life ------------------------------------------------------------------------------------------------------- */
-
-static bool wanted(const ProbeSet *set) {
-    return set->blocks != NULL;
-}
 
 static Status plan(void *self, ProbeSet *set) {
     ShadowProbe *p = self;
@@ -90,49 +85,41 @@ static void begin(void *self, ProbeSet *set) {
 
 /* ---- measuring -------------------------------------------------------------------------------------------------- */
 
-/* A chunk of a run under measurement. */
+/* A run under measurement. */
 typedef struct {
-    const WatchedBlocks *blocks;
     const UpdateEvent *event;
-    int64_t first_layer;
     ShadowRecord *records;
-} Chunk;
+} Run;
 
-static void measure(void *context, int64_t layer, double *workspace) {
-    const Chunk *c = context;
-    const UpdateEvent *e = c->event;
+static void measure(void *context, const WatchedLayer *at, double *workspace) {
+    const Run *run = context;
+    const UpdateEvent *e = run->event;
     const double step = e->lr * (double)e->route->scale, decay = 1 - e->keep;
-    const float *update = blocks_matrix(c->blocks, 0, layer);
-    const Triples *weights = &c->blocks->weights[blocks_slot(c->blocks, e->route->kind, c->first_layer + layer)];
+    const float *update = blocks_matrix(at, 0);
+    const Triples *weights = &at->blocks->weights[at->slot];
     const int64_t rows = weights->rows, columns = weights->columns, r = smaller(rows, columns);
     double collisions[TRIPLES_MAX];
 
     singular_values(workspace, update, rows, columns, columns, workspace + r);
     const Spectrum spectrum = spectrum_from_values(workspace, r, larger(rows, columns));
-    const double relative = collision_with(weights, update, collisions);
-    c->records[layer] = (ShadowRecord){.kind = e->route->kind,
-                                       .optimizer = e->route->optimizer,
-                                       .layer = c->first_layer + layer,
-                                       .effective_rank = spectrum.effective_rank,
-                                       .rms = step * spectrum.rms,
-                                       .collision = relative,
-                                       .sigma_change = -step * collisions[0] - decay * weights->sigma[0]};
+    const double relative = triples_collide(weights, update, collisions);
+    run->records[at->layer - e->route->first] =
+        (ShadowRecord){.kind = at->kind,
+                       .optimizer = e->route->optimizer,
+                       .layer = at->layer,
+                       .effective_rank = spectrum.effective_rank,
+                       .rms = step * spectrum.rms,
+                       .collision = relative,
+                       .sigma_change = -step * collisions[0] - decay * weights->sigma[0]};
 }
 
 /* An UpdateObserver of the shadows: the weights of its events are the old ones. */
 static void observe(void *self, const UpdateEvent *e) {
     ShadowProbe *p = self;
-    WatchedBlocks *b = p->blocks;
-    const int kind = e->route->kind;
-    CHECK(p->record_count + e->route->layers <= p->capacity, "kind %d was added twice in a step", kind);
-    blocks_keep_weights(b, kind, e->route->first, e->weights);
-    for (int64_t start = 0; start < e->route->layers; start += b->chunk) {
-        const int64_t layers = smaller(b->chunk, e->route->layers - start);
-        Chunk c = {b, e, e->route->first + start, p->records + p->record_count};
-        blocks_fetch(b, 0, kind, tensor_slice(e->update, 0, start, layers));
-        blocks_parallel(b, layers, measure, &c);
-        p->record_count += layers;
-    }
+    CHECK(p->record_count + e->route->layers <= p->capacity, "kind %d was added twice in a step", e->route->kind);
+    blocks_keep_weights(p->blocks, e->route, e->weights);
+    blocks_measure(p->blocks, e->route, &e->update, 1, 0, measure, &(Run){e, p->records + p->record_count});
+    p->record_count += e->route->layers;
 }
 
 static void step(void *self, ProbeSet *set, const StepNumbers *numbers) {
@@ -185,7 +172,7 @@ static void report(void *self, ProbeSet *set, cJSON *line) {
 
 const Probe probe_shadow = {.size = sizeof(ShadowProbe),
                             .of_update = true,
-                            .wanted = wanted,
+                            .of_blocks = true,
                             .plan = plan,
                             .layout = layout,
                             .allocate = allocate,

@@ -1,6 +1,7 @@
 /* Singular values through the fp64 Gram matrix, and the statistics of their distribution; see singular_values.h. */
 #include "probe/singular_values.h"
 
+#include <cblas.h>
 #include <math.h>
 
 #include "probe/matrix.h"
@@ -14,15 +15,8 @@ static double plogp(double p) {
 }
 
 static Spectrum spectrum_of_nan(void) {
-    return (Spectrum){.sigma_max = nan_value,
-                      .sigma_min = nan_value,
-                      .rms = nan_value,
-                      .entropy = nan_value,
-                      .entropy_sq = nan_value,
-                      .effective_rank = nan_value,
-                      .stable_rank = nan_value,
-                      .orthogonality_error = nan_value,
-                      .below_half = nan_value};
+    return (Spectrum){nan_value, nan_value, nan_value, nan_value, nan_value,
+                      nan_value, nan_value, nan_value, nan_value};
 }
 
 /* Entropies of values given in units of the largest, so that no square over- or underflows. */
@@ -81,9 +75,5 @@ void singular_values(double *sigma, const float *matrix, int64_t rows, int64_t c
     }
     double noise = gram_noise(r, sigma[r - 1]);
     for (int64_t i = 0; i < r; i++) sigma[i] = sigma[i] > noise ? sqrt(sigma[i]) : 0;
-    for (int64_t i = 0, j = r - 1; i < j; i++, j--) {
-        double ascending = sigma[i];
-        sigma[i] = sigma[j];
-        sigma[j] = ascending;
-    }
+    cblas_dswap((int)(r / 2), sigma, 1, sigma + r - r / 2, -1); /* LAPACK's are ascending */
 }

@@ -22,7 +22,6 @@
  * Until it is joined the worker owns the batches, the host copies and the records.
  */
 #include <math.h>
-#include <omp.h>
 #include <pthread.h>
 #include <semaphore.h>
 #include <stdatomic.h>
@@ -40,17 +39,15 @@ typedef struct {
     int kind;
     int64_t first_layer;
     BlockSplit split; /* how the optimizer takes the matrices */
+    OptimizerKind optimizer;
     SpectrumOf of;
     double step, decay; /* lr s and lr wd of an update */
 } SpectrumRun;
 
 typedef struct {
-    int kind;
+    SpectrumRun run;
     int64_t layer;
     int head; /* -1: the whole block */
-    SpectrumOf of;
-    bool unit; /* one matrix to the optimizer: the whole block, or a head where the run is split per head */
-    double step, decay;
     Spectrum spectrum;
 } SpectrumRecord;
 
@@ -63,7 +60,6 @@ typedef struct {
 typedef struct {
     const ParamTable *params;
     Backend *be;
-    int threads;
     bool split_heads;  /* every head that an optimizer takes by itself has a record, not only those of q and k */
     bool asynchronous; /* copies are on their way when they have been asked for */
     int64_t record_count, record_capacity;
@@ -72,8 +68,7 @@ typedef struct {
     Batch *batches;
     int64_t host_used, host_elements;
     float *host;
-    int64_t workspace_size; /* doubles a thread: singular values, then the workspace of singular_values */
-    double *workspaces;
+    Workspaces work;        /* singular values, then the workspace of singular_values */
     int64_t stage_elements; /* of the largest matrix */
     Tensor stage;           /* (stage_elements) f32 */
     bool unreported;        /* the records are of a step whose line has not had them */
@@ -100,55 +95,54 @@ static int measured_heads(const SpectrumProbe *p, int kind, BlockSplit split) {
 
 /* ---- measuring -------------------------------------------------------------------------------------------------- */
 
-static void measure(SpectrumProbe *probe, SpectrumRecord *record, const float *matrix, int64_t rows, int64_t columns,
-                    int64_t stride) {
-    double *sigma = probe->workspaces + omp_get_thread_num() * probe->workspace_size;
-    int64_t r = smaller(rows, columns);
-    singular_values(sigma, matrix, rows, columns, stride, sigma + r);
-    record->spectrum = spectrum_from_values(sigma, r, larger(rows, columns));
+static void measure(Spectrum *spectrum, const float *matrix, int64_t rows, int64_t columns, int64_t stride,
+                    double *workspace) {
+    const int64_t r = smaller(rows, columns);
+    singular_values(workspace, matrix, rows, columns, stride, workspace + r);
+    *spectrum = spectrum_from_values(workspace, r, larger(rows, columns));
 }
 
-/* A range of rows, or of columns, of a (rows, columns) matrix of the host. */
-static void measure_head(SpectrumProbe *probe, SpectrumRecord *record, const BlockKind *block, const float *matrix,
-                         int64_t columns) {
-    bool in_rows = block->head_axis == HEADS_IN_ROWS;
-    int64_t head_rows = in_rows ? block->rows / block->heads : block->rows;
-    int64_t head_columns = in_rows ? columns : columns / block->heads;
-    int64_t offset = record->head * (in_rows ? head_rows * columns : head_columns);
-    measure(probe, record, matrix + offset, head_rows, head_columns, columns);
+/* A range of rows, or of columns, of a block's matrix. */
+static void measure_head(SpectrumRecord *record, const BlockKind *block, const float *matrix, double *workspace) {
+    const bool in_rows = block->head_axis == HEADS_IN_ROWS;
+    const int64_t rows = in_rows ? block->rows / block->heads : block->rows;
+    const int64_t columns = in_rows ? block->columns : block->columns / block->heads;
+    const int64_t offset = record->head * (in_rows ? rows * columns : columns);
+    measure(&record->spectrum, matrix + offset, rows, columns, block->columns, workspace);
 }
 
-static void measure_batch(SpectrumProbe *probe, const Batch *batch) {
-    const SpectrumRun *what = &batch->what;
-    const BlockKind *block = &probe->params->kinds[what->kind];
-    int64_t layers = batch->layers, rows = block->rows, columns = probe->params->params[block->param].columns;
-    int64_t heads = measured_heads(probe, what->kind, what->split), matrices = layers * (1 + heads);
-    SpectrumRecord *records = probe->records + batch->first_record;
-    /* the large ones first: then no thread starts one when the others have finished */
-#pragma omp parallel for schedule(dynamic) num_threads(probe->threads)
-    for (int64_t i = 0; i < matrices; i++) {
-        bool whole = i < layers;
-        int64_t layer = whole ? i : (i - layers) / heads, head = whole ? -1 : (i - layers) % heads;
-        const float *matrix = probe->host + batch->host_offset + layer * rows * columns;
-        records[i] = (SpectrumRecord){.kind = what->kind,
-                                      .layer = what->first_layer + layer,
-                                      .head = (int)head,
-                                      .of = what->of,
-                                      .unit = whole == (what->split == SPLIT_WHOLE),
-                                      .step = what->step,
-                                      .decay = what->decay};
-        if (whole)
-            measure(probe, &records[i], matrix, rows, columns, columns);
-        else
-            measure_head(probe, &records[i], block, matrix, columns);
-    }
+typedef struct {
+    const SpectrumProbe *probe;
+    const Batch *batch;
+} BatchTask;
+
+/* The i-th matrix of a batch. The large ones come first: no thread starts one when the others have finished. */
+static void measure_matrix(void *context, int64_t i, double *workspace) {
+    const SpectrumProbe *probe = ((BatchTask *)context)->probe;
+    const Batch *batch = ((BatchTask *)context)->batch;
+    const SpectrumRun *run = &batch->what;
+    const BlockKind *block = &probe->params->kinds[run->kind];
+    const int64_t layers = batch->layers, heads = measured_heads(probe, run->kind, run->split);
+    const bool whole = i < layers;
+    const int64_t layer = whole ? i : (i - layers) / heads, head = whole ? -1 : (i - layers) % heads;
+    const float *matrix = probe->host + batch->host_offset + layer * block->rows * block->columns;
+    SpectrumRecord *record = &probe->records[batch->first_record + i];
+    *record = (SpectrumRecord){.run = *run, .layer = run->first_layer + layer, .head = (int)head};
+    if (whole)
+        measure(&record->spectrum, matrix, block->rows, block->columns, block->columns, workspace);
+    else
+        measure_head(record, block, matrix, workspace);
+}
+
+static int64_t matrices_of(const SpectrumProbe *p, const SpectrumRun *run, int64_t layers) {
+    return layers * (1 + measured_heads(p, run->kind, run->split));
 }
 
 /* All that have been copied, and forgets them. */
 static void measure_batches(SpectrumProbe *probe) {
-    int threads_before = blas_begin_serial();
-    for (int64_t i = 0; i < probe->batch_count; i++) measure_batch(probe, &probe->batches[i]);
-    blas_end_serial(threads_before);
+    for (const Batch *batch = probe->batches; batch < probe->batches + probe->batch_count; batch++)
+        workspaces_run(&probe->work, matrices_of(probe, &batch->what, batch->layers), measure_matrix,
+                       &(BatchTask){probe, batch});
     probe->batch_count = 0;
     probe->host_used = 0;
 }
@@ -198,13 +192,13 @@ static void plan_sizes(SpectrumProbe *probe) {
     for (int i = 0; i < params->kind_count; i++) {
         const BlockKind *kind = &params->kinds[i];
         if (!params_is_hidden_matrix(kind)) continue;
-        int64_t layers = params_kind_layers(params, i), columns = params->params[kind->param].columns;
-        int64_t elements = kind->rows * columns;
-        int64_t workspace = smaller(kind->rows, columns) + singular_workspace_size(kind->rows, columns);
+        const int64_t layers = kind->layers, elements = kind->rows * kind->columns;
+        const int64_t workspace =
+            smaller(kind->rows, kind->columns) + singular_workspace_size(kind->rows, kind->columns);
         probe->record_capacity += layers * records_per_layer(probe, i);
         probe->stage_elements = larger(probe->stage_elements, elements);
         probe->host_elements = larger(probe->host_elements, layers * elements);
-        probe->workspace_size = larger(probe->workspace_size, workspace);
+        probe->work.size = larger(probe->work.size, workspace);
         all_elements += OF_COUNT * layers * elements;
     }
     if (probe->asynchronous)
@@ -216,7 +210,6 @@ static Status plan(void *self, ProbeSet *set) {
     p->params = &set->gpt->params;
     p->be = set->be;
     p->split_heads = set->config->probe.orthogonality;
-    p->threads = set->be->threads > 0 ? set->be->threads : omp_get_max_threads();
     p->asynchronous = backend_is_asynchronous(set->be);
     plan_sizes(p);
     return status_ok();
@@ -229,7 +222,7 @@ static void layout(void *self, const ProbeSet *set, ProbeMemory *memory) {
     p->records = arena_take_host(host, p->record_capacity, sizeof *p->records);
     p->batches = arena_take_host(host, p->record_capacity, sizeof *p->batches);
     p->host = arena_take_host(host, p->host_elements, sizeof *p->host);
-    p->workspaces = arena_take_host(host, p->threads * p->workspace_size, sizeof *p->workspaces);
+    workspaces_layout(&p->work, p->be, host);
     p->stage = arena_take_1d(&memory->device, DTYPE_F32, p->stage_elements);
 }
 
@@ -256,10 +249,10 @@ static void release(void *self, ProbeSet *set) {
  * for the whole block's record. Records come in the order: whole matrices by layer, then heads by layer and head. */
 static void add(SpectrumProbe *p, SpectrumRun what, Tensor run) {
     const BlockKind *block = &p->params->kinds[what.kind];
-    int64_t layers = run.shape[0], rows = block->rows, columns = p->params->params[block->param].columns;
-    int64_t elements = layers * rows * columns, matrices = layers * (1 + measured_heads(p, what.kind, what.split));
+    const int64_t layers = run.shape[0], size = block->rows * block->columns, elements = layers * size;
+    const int64_t matrices = matrices_of(p, &what, layers);
     CHECK(run.ndim == 4 && run.shape[1] == (what.split == SPLIT_PER_HEAD ? block->heads : 1) &&
-              run.shape[1] * run.shape[2] * run.shape[3] == rows * columns,
+              run.shape[1] * run.shape[2] * run.shape[3] == size,
           "the run is not one of %s", block->name);
     CHECK(elements <= p->host_elements, "%lld layers of %s", (long long)layers, block->name);
     CHECK(p->record_count + matrices <= p->record_capacity, "%s was added twice in a step", block->name);
@@ -292,6 +285,7 @@ static void update(void *self, ProbeSet *set, const UpdateEvent *e) {
     SpectrumRun what = {.kind = e->route->kind,
                         .first_layer = e->route->first,
                         .split = e->route->split,
+                        .optimizer = e->route->optimizer,
                         .of = OF_MOMENTUM,
                         .step = e->lr * (double)e->route->scale,
                         .decay = 1 - e->keep};
@@ -305,7 +299,7 @@ static void end(void *self, ProbeSet *set) {
     (void)set;
     for (int kind = 0; kind < p->params->kind_count; kind++) {
         if (!params_is_hidden_matrix(&p->params->kinds[kind])) continue;
-        const int64_t layers = params_kind_layers(p->params, kind);
+        const int64_t layers = p->params->kinds[kind].layers;
         Tensor run = params_block_run(p->params, p->params->master, kind, 0, layers, SPLIT_WHOLE);
         add(p, (SpectrumRun){.kind = kind, .split = SPLIT_WHOLE, .of = OF_WEIGHT}, run);
     }
@@ -315,35 +309,32 @@ static void end(void *self, ProbeSet *set) {
 
 /* ---- the record ------------------------------------------------------------------------------------------------- */
 
-static const Route *route_of(const Optimizer *opt, const SpectrumRecord *r) {
-    for (const Route *route = opt->routes; route < opt->routes + opt->route_count; route++)
-        if (route->kind == r->kind && r->layer >= route->first && r->layer < route->first + route->layers) return route;
-    CHECK(false, "no route for kind %d, layer %lld", r->kind, (long long)r->layer);
-}
-
-/* How far from orthogonal U = msign(.) is. NorMuon and AdaMuon scale its rows or elements, and a Schatten norm leaves
- * larger values larger: there it says nothing. */
+/* How far from orthogonal U = msign(.) is, of what is one matrix to the optimizer. NorMuon and AdaMuon scale its rows
+ * or elements, and a Schatten norm leaves larger values larger: there it says nothing. */
 static void add_orthogonality(cJSON *row, const ProbeSet *set, const SpectrumRecord *r) {
-    if (!r->unit || !optimizer_is_orthogonal(set->optimizer, route_of(set->optimizer, r)->optimizer)) return;
+    const bool unit = (r->head < 0) == (r->run.split == SPLIT_WHOLE);
+    if (!unit || !optimizer_is_orthogonal(set->optimizer, r->run.optimizer)) return;
     metrics_add_float(row, "error", (float)r->spectrum.orthogonality_error);
     metrics_add_float(row, "below_half", (float)r->spectrum.below_half);
 }
 
 /* Of whole updates: the size of the step, and the largest |W|_2 that decay allows in the long run. */
 static void add_sizes(cJSON *row, const ProbeSet *set, const SpectrumRecord *r) {
-    const Route *route = route_of(set->optimizer, r);
+    const SpectrumRun *run = &r->run;
+    const Route route = {.kind = run->kind, .optimizer = run->optimizer};
     if (r->head >= 0) return;
-    metrics_add_float(row, "step_rms", (float)(r->step * r->spectrum.rms));
-    metrics_add_float(row, "decay_bound",
-                      (float)optimizer_decay_bound(set->optimizer, route, r->step, r->spectrum.sigma_max, r->decay));
+    metrics_add_float(row, "step_rms", (float)(run->step * r->spectrum.rms));
+    metrics_add_float(
+        row, "decay_bound",
+        (float)optimizer_decay_bound(set->optimizer, &route, run->step, r->spectrum.sigma_max, run->decay));
 }
 
 static void add_record(cJSON *list, const ProbeSet *set, const SpectrumRecord *r) {
     static const char *const of[] = {"weight", "momentum", "update"};
     const Spectrum *s = &r->spectrum;
-    cJSON *row = record_add_block(list, &set->gpt->params, r->kind, r->layer);
+    cJSON *row = record_add_block(list, &set->gpt->params, r->run.kind, r->layer);
     cJSON_AddItemToObject(row, "head", r->head < 0 ? cJSON_CreateNull() : metrics_number(r->head));
-    cJSON_AddStringToObject(row, "of", of[r->of]);
+    cJSON_AddStringToObject(row, "of", of[r->run.of]);
     metrics_add_float(row, "sigma_max", (float)s->sigma_max);
     metrics_add_float(row, "sigma_min", (float)s->sigma_min);
     metrics_add_float(row, "rms", (float)s->rms);
@@ -351,7 +342,7 @@ static void add_record(cJSON *list, const ProbeSet *set, const SpectrumRecord *r
     metrics_add_float(row, "entropy_sq", (float)s->entropy_sq);
     metrics_add_float(row, "effective_rank", (float)s->effective_rank);
     metrics_add_float(row, "stable_rank", (float)s->stable_rank);
-    if (r->of != OF_UPDATE) return;
+    if (r->run.of != OF_UPDATE) return;
     if (set->config->probe.orthogonality) add_orthogonality(row, set, r);
     if (set->config->probe.rms) add_sizes(row, set, r);
 }

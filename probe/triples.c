@@ -1,6 +1,7 @@
 /* Top singular triples by the Gram matrix; see triples.h. */
 #include "probe/triples.h"
 
+#include <cblas.h>
 #include <lapacke.h>
 #include <math.h>
 #include <string.h>
@@ -45,22 +46,11 @@ int64_t triples_workspace_size(int64_t rows, int64_t columns, int64_t count) {
 
 /* ---- vectors ---------------------------------------------------------------------------------------------------- */
 
-static double dot(const double *a, const double *b, int64_t n) {
-    double sum = 0;
-#pragma omp simd reduction(+ : sum)
-    for (int64_t i = 0; i < n; i++) sum += a[i] * b[i];
-    return sum;
-}
-
 static double dot_row(const float *row, const double *v, int64_t n) {
     double sum = 0;
 #pragma omp simd reduction(+ : sum)
     for (int64_t i = 0; i < n; i++) sum += (double)row[i] * v[i];
     return sum;
-}
-
-static void scale(double *x, double factor, int64_t n) {
-    for (int64_t i = 0; i < n; i++) x[i] *= factor;
 }
 
 static void fill(double *x, double value, int64_t n) {
@@ -93,8 +83,8 @@ static void choose_sign(double *u, double *v, int64_t rows, int64_t columns) {
     for (int64_t i = 1; i < rows; i++)
         if (fabs(u[i]) > fabs(u[largest])) largest = i;
     if (u[largest] >= 0) return;
-    scale(u, -1, rows);
-    scale(v, -1, columns);
+    cblas_dscal((int)rows, -1, u, 1);
+    cblas_dscal((int)columns, -1, v, 1);
 }
 
 /* ---- the decomposition ------------------------------------------------------------------------------------------ */
@@ -112,19 +102,14 @@ static bool largest_eigenvectors(double *values, double *vectors, double *gram, 
 }
 
 static void reverse_rows(double *x, int64_t count, int64_t length) {
-    for (int64_t a = 0, b = count - 1; a < b; a++, b--)
-        for (int64_t i = 0; i < length; i++) {
-            double kept = x[a * length + i];
-            x[a * length + i] = x[b * length + i];
-            x[b * length + i] = kept;
-        }
+    for (int64_t a = 0, b = count - 1; a < b; a++, b--) cblas_dswap((int)length, x + a * length, 1, x + b * length, 1);
 }
 
 static void finish_triple(const Triples *t, int64_t i, double noise) {
     double *u = t->left + i * t->rows, *v = t->right + i * t->columns, eigenvalue = t->sigma[i];
     bool wide = t->rows <= t->columns;
     double *far = wide ? v : u; /* W times a vector of the smaller side: of length sigma */
-    int64_t length = wide ? t->columns : t->rows;
+    const int length = (int)(wide ? t->columns : t->rows);
     if (!(eigenvalue > noise)) {
         t->sigma[i] = 0;
         fill(u, nan_value, t->rows);
@@ -132,7 +117,7 @@ static void finish_triple(const Triples *t, int64_t i, double noise) {
         return;
     }
     t->sigma[i] = sqrt(eigenvalue);
-    scale(far, 1 / sqrt(dot(far, far, length)), length);
+    cblas_dscal(length, 1 / cblas_dnrm2(length, far, 1), far, 1);
     choose_sign(u, v, t->rows, t->columns);
 }
 
@@ -164,7 +149,7 @@ static double alignment(const double *a, const double *b, int64_t count, int64_t
     double sum = 0;
     for (int64_t i = 0; i < count; i++)
         for (int64_t j = 0; j < count; j++) {
-            double c = dot(a + i * length, b + j * length, length);
+            double c = cblas_ddot((int)length, a + i * length, 1, b + j * length, 1);
             sum += c * c;
         }
     return sum / (double)count;
@@ -179,4 +164,16 @@ double triples_form(const double *u, const float *matrix, const double *v, int64
     double sum = 0;
     for (int64_t row = 0; row < rows; row++) sum += u[row] * dot_row(matrix + row * columns, v, columns);
     return sum;
+}
+
+double triples_collide(const Triples *t, const float *update, double *c) {
+    double squares = 0, norm_sq = 0;
+    for (int64_t i = 0; i < t->count; i++) {
+        c[i] = triples_form(t->left + i * t->rows, update, t->right + i * t->columns, t->rows, t->columns);
+        squares += c[i] * c[i];
+    }
+    const int64_t elements = t->rows * t->columns;
+#pragma omp simd reduction(+ : norm_sq)
+    for (int64_t i = 0; i < elements; i++) norm_sq += (double)update[i] * (double)update[i];
+    return squares / (double)t->count / (norm_sq / (double)elements);
 }

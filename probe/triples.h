@@ -25,8 +25,7 @@ void triples_copy(Triples *to, const Triples *from); /* of one shape */
 
 /* The top t->count triples of a contiguous (rows, columns) matrix. The largest component of every u_i, by size, is
  * positive. Vectors of a singular value that is 0, or rounding of larger ones, are NaN; so is all of a matrix that is
- * not finite. workspace: triples_workspace_size doubles. Callable from several threads between blas_begin_serial and
- * blas_end_serial. */
+ * not finite. workspace: triples_workspace_size doubles. Callable from several threads: WorkspaceTask. */
 int64_t triples_workspace_size(int64_t rows, int64_t columns, int64_t count);
 void triples_find(Triples *t, const float *matrix, double *workspace);
 
@@ -40,3 +39,7 @@ Alignment triples_align(const Triples *a, const Triples *b);
 
 /* uᵀ M v of a contiguous (rows, columns) matrix. */
 double triples_form(const double *u, const float *matrix, const double *v, int64_t rows, int64_t columns);
+
+/* c_i = u_iᵀ U v_i of an update U against the triples, their collisions (collision.c); returns mean c_i² / (|U|_F² / (n
+ * m)), which is 1 for a U without any direction of its own, and NaN for a zero U. */
+double triples_collide(const Triples *weights, const float *update, double *c);

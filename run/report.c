@@ -58,7 +58,7 @@ void report_print_header(const Trainer *t) {
     printf("model    %lld layers, width %lld, %lld heads (%s), mlp %lld, context %lld, vocabulary %lld: "
            "%.2f M parameters\n",
            (long long)m->layers, (long long)m->width, (long long)m->heads, gpt_describe_heads(g, heads, sizeof heads),
-           (long long)m->mlp_width, (long long)m->context, (long long)m->vocab, (double)gpt_parameters(g) / 1e6);
+           (long long)m->mlp_width, (long long)m->context, (long long)m->vocab, (double)g->params.count / 1e6);
     printf("device   %s, %s\n", t->backend.description, dtype_name(t->backend.compute_dtype));
     if (t->device_note[0]) printf("         %s\n", t->device_note);
     if (t->weights_from[0]) printf("weights  of %s\n", t->weights_from);
@@ -74,7 +74,7 @@ Status report_start(Trainer *t) {
     cJSON_AddStringToObject(line, "event", t->step == 0 ? "start" : "resume");
     metrics_add_number(line, "step", (double)t->step);
     cJSON_AddStringToObject(line, "name", t->config.name);
-    metrics_add_number(line, "parameters", (double)gpt_parameters(&t->gpt));
+    metrics_add_number(line, "parameters", (double)t->gpt.params.count);
     cJSON_AddStringToObject(line, "device", t->backend.description);
     cJSON_AddStringToObject(line, "precision", t->backend.compute_dtype == DTYPE_BF16 ? "bf16" : "fp32");
     metrics_add_number(line, "threads", t->backend.threads);

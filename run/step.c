@@ -3,6 +3,7 @@
 
 #include <math.h>
 
+#include "ops/ops.h"
 #include "optim/schedule.h"
 
 Status trainer_load_batch(Trainer *t) {
@@ -37,7 +38,7 @@ static double take_optimizer_seconds(Trainer *t) {
 
 Status trainer_read_step(Trainer *t, StepReport *r) {
     Gpt *g = &t->gpt;
-    optimizer_add_grad_squares(&t->optimizer, g->grad_square_sum);
+    op_sum_squares(g->be, g->grad_square_sum, g->params.grad);
     backend_to_host(&t->backend, t->statistics, g->statistics);
     r->loss = (double)*trainer_statistic(t, g->loss_sum) / (double)(t->config.train.batch * g->T);
     r->grad_norm = sqrt((double)*trainer_statistic(t, g->grad_square_sum));

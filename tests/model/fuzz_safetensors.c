@@ -8,7 +8,7 @@
 #include <stdint.h>
 #include <stdlib.h>
 
-#include "model/safetensors.h"
+#include "tests/model/metadata.h"
 
 int LLVMFuzzerTestOneInput(const uint8_t *bytes, size_t size);
 
@@ -24,7 +24,7 @@ static void read_all(const SafetensorsFile *file) {
         (void)safetensors_read_f32(file, entry, 0, count, values);
         free(values);
     }
-    (void)safetensors_metadata(file, "format");
+    (void)metadata_of(file, "format");
 }
 
 int LLVMFuzzerTestOneInput(const uint8_t *bytes, size_t size) {

@@ -6,7 +6,7 @@
 #include <unistd.h>
 
 #include "ops/tensor.h"
-#include "model/safetensors.h"
+#include "tests/model/metadata.h"
 
 typedef struct {
     char folder[PATH_SIZE], path[PATH_SIZE];
@@ -78,8 +78,8 @@ static void what_is_written_is_read_back(void **state) {
     assert_ok(safetensors_read_f32(&file, safetensors_find(&file, "alpha"), 1, 2, values));
     assert_true(values[0] == -0.5f && values[1] == 3);
     assert_null(safetensors_find(&file, "beta"));
-    assert_string_equal(safetensors_metadata(&file, "step"), "17");
-    assert_null(safetensors_metadata(&file, "stop"));
+    assert_string_equal(metadata_of(&file, "step"), "17");
+    assert_null(metadata_of(&file, "stop"));
     safetensors_close(&file);
 }
 

@@ -22,23 +22,23 @@ typedef struct {
 } Toy;
 
 static void describe_toy(ParamTable *p) {
-    int wte = params_add_matrix(p, "wte", 0, V, C);
+    int wte = params_add(p, "wte", 0, V, C);
     params_add_block(p, "embed", ROLE_EMBED, wte, 0, V, 1, HEADS_IN_ROWS);
-    int norm = params_add_vector(p, "norm1", LAYERS, C);
+    int norm = params_add(p, "norm1", LAYERS, C, 0);
     params_add_block(p, "norm1", ROLE_NORM, norm, 0, C, 1, HEADS_IN_ROWS);
-    int qkv = params_add_matrix(p, "qkv", LAYERS, 3 * H * D, C);
+    int qkv = params_add(p, "qkv", LAYERS, 3 * H * D, C);
     params_add_block(p, "q", ROLE_Q, qkv, 0, H * D, H, HEADS_IN_ROWS);
     params_add_block(p, "k", ROLE_K, qkv, H * D, H * D, H, HEADS_IN_ROWS);
     params_add_block(p, "v", ROLE_V, qkv, 2 * H * D, H * D, H, HEADS_IN_ROWS);
-    int bias = params_add_vector(p, "qkv_bias", LAYERS, 3 * H * D);
+    int bias = params_add(p, "qkv_bias", LAYERS, 3 * H * D, 0);
     params_add_block(p, "qkv_bias", ROLE_BIAS, bias, 0, 3 * H * D, 1, HEADS_IN_ROWS);
-    int out = params_add_matrix(p, "out", LAYERS, C, H * D);
+    int out = params_add(p, "out", LAYERS, C, H * D);
     params_add_block(p, "o", ROLE_O, out, 0, C, H, HEADS_IN_COLUMNS);
-    int up = params_add_matrix(p, "up", LAYERS, F, C);
+    int up = params_add(p, "up", LAYERS, F, C);
     params_add_block(p, "up", ROLE_UP, up, 0, F, 1, HEADS_IN_ROWS);
-    int down = params_add_matrix(p, "down", LAYERS, C, F);
+    int down = params_add(p, "down", LAYERS, C, F);
     params_add_block(p, "down", ROLE_DOWN, down, 0, C, 1, HEADS_IN_ROWS);
-    int normf = params_add_vector(p, "normf", 0, C);
+    int normf = params_add(p, "normf", 0, C, 0);
     params_add_block(p, "normf", ROLE_NORM, normf, 0, C, 1, HEADS_IN_ROWS);
 }
 
@@ -68,7 +68,7 @@ static void override(OptimizerConfig *config, const char *pattern, OptimizerKind
 static void randomize(Toy *toy, Tensor storage, uint64_t seed) {
     ParamTable *p = &toy->params;
     for (int kind = 0; kind < p->kind_count; kind++) {
-        Tensor run = params_block_run(p, storage, kind, 0, params_kind_layers(p, kind), SPLIT_WHOLE);
+        Tensor run = params_block_run(p, storage, kind, 0, p->kinds[kind].layers, SPLIT_WHOLE);
         for (int64_t i = 0; i < tensor_numel(run); i++)
             test_set(&toy->be, run, i, test_uniform(seed + 1000 * (uint64_t)kind, i));
     }
@@ -127,7 +127,7 @@ static const Route *find_route(const Toy *toy, const char *kind, int64_t layer) 
 
 static Tensor weights_of(Toy *toy, Tensor storage, const char *kind) {
     int index = params_find_kind(&toy->params, kind);
-    return params_block_run(&toy->params, storage, index, 0, params_kind_layers(&toy->params, index), SPLIT_WHOLE);
+    return params_block_run(&toy->params, storage, index, 0, toy->params.kinds[index].layers, SPLIT_WHOLE);
 }
 
 static Tensor weights_of_route(const Toy *toy, const Route *r) {
@@ -424,9 +424,9 @@ static OptimizerConfig config_of_golden(const GoldenCase *golden) {
 static void check_golden(const GoldenCase *golden, const char *device) {
     OptimizerConfig config = config_of_golden(golden);
     Toy toy = {0};
-    int embedding = params_add_matrix(&toy.params, "wte", 0, 1, golden->columns);
+    int embedding = params_add(&toy.params, "wte", 0, 1, golden->columns);
     params_add_block(&toy.params, "embed", ROLE_EMBED, embedding, 0, 1, 1, HEADS_IN_ROWS);
-    int matrix = params_add_matrix(&toy.params, "w", 2, golden->rows, golden->columns);
+    int matrix = params_add(&toy.params, "w", 2, golden->rows, golden->columns);
     params_add_block(&toy.params, "q", ROLE_Q, matrix, 0, golden->rows, golden->per_head ? 2 : 1, golden->axis);
     open_described(&toy, device, "fp32", &config);
 
@@ -503,7 +503,7 @@ static void heads_move_as_if_each_were_a_matrix_of_its_own(void **state) {
         for (int head = 0; head < H; head++) {
             bool rows = b < 3;
             alone = (Toy){0};
-            int matrix = params_add_matrix(&alone.params, "w", LAYERS, rows ? D : C, rows ? C : D);
+            int matrix = params_add(&alone.params, "w", LAYERS, rows ? D : C, rows ? C : D);
             params_add_block(&alone.params, "w", ROLE_UP, matrix, 0, rows ? D : C, 1, HEADS_IN_ROWS);
             OptimizerConfig plain = default_config();
             open_described(&alone, "ref", "fp32", &plain);
@@ -607,7 +607,7 @@ static void in_bf16_working_copies_are_the_rounded_masters(void **state) {
 
 static double grad_norm(Toy *toy) {
     Tensor total = test_zeros(&toy->be, DTYPE_F32, shape1(1));
-    optimizer_add_grad_squares(&toy->opt, total);
+    op_sum_squares(toy->opt.be, total, toy->opt.params->grad);
     return sqrt(test_get(&toy->be, total, 0));
 }
 
@@ -683,7 +683,7 @@ static int64_t hidden_elements(const ParamTable *p) {
     int64_t count = 0;
     for (int i = 0; i < p->kind_count; i++)
         if (params_is_hidden_matrix(&p->kinds[i]))
-            count += params_kind_layers(p, i) * p->kinds[i].rows * p->params[p->kinds[i].param].columns;
+            count += p->kinds[i].layers * p->kinds[i].rows * p->kinds[i].columns;
     return count;
 }
 
@@ -759,7 +759,7 @@ static void a_run_too_large_for_one_pass_comes_in_several(void **state) {
         config.muon.coefficients.count = 1, config.muon.iterations = 1;
         snprintf(config.muon.coefficients.set, NAME_SIZE, "cubic");
         Toy toy = {0};
-        int matrix = params_add_matrix(&toy.params, "w", 4, 1, 5 << 18);
+        int matrix = params_add(&toy.params, "w", 4, 1, 5 << 18);
         params_add_block(&toy.params, "w", ROLE_UP, matrix, 0, 1, 1, HEADS_IN_ROWS);
         open_described(&toy, "cpu", "fp32", &config);
         assert_true(optimizer_planned_bytes(&toy.opt) <= toy.opt.state.size + (16 << 20) + (1 << 12));

@@ -45,7 +45,7 @@ static void check_training_curve(const char *device, GoldenCase c) {
     for (int step = 0; step < 10; step++) {
         curve[step] = golden_forward_backward(&g, step);
         op_fill(&be, g.grad_square_sum, 0);
-        optimizer_add_grad_squares(&opt, g.grad_square_sum);
+        op_sum_squares(g.be, g.grad_square_sum, g.params.grad);
         double norm = sqrt(test_get(&be, g.grad_square_sum, 0));
         /* torch's clip_grad_norm_ divides by norm + 1e-6 */
         const StepNumbers numbers = {.update = step + 1,

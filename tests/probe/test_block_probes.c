@@ -6,7 +6,6 @@
 #include <lapacke.h>
 
 #include "ops/ops.h"
-#include "probe/collision.h"
 
 enum { TOP = 3, WATCHED = 4 };
 enum { ELEMENTS_MAX = MLP * WIDTH };
@@ -40,7 +39,7 @@ static Svd *decompose(Toy *t, int kind, Tensor block) {
     double copy[ELEMENTS_MAX], superdiagonal[WIDTH];
     double *values = test_read(&t->be, block);
     s->n = params->kinds[kind].rows;
-    s->m = params->params[params->kinds[kind].param].columns;
+    s->m = params->kinds[kind].columns;
     s->r = s->n < s->m ? s->n : s->m;
     assert_int_equal(tensor_numel(block), s->n * s->m);
     for (int64_t i = 0; i < s->n * s->m; i++) s->a[i] = copy[i] = values[i];
@@ -103,7 +102,7 @@ static Tensor random_run(Toy *t, int kind, int64_t layers, BlockSplit split, uin
 /* One layer of a run as (rows, columns): heads are put one below the other, or side by side. */
 static Tensor whole_block(Toy *t, int kind, Tensor run, int64_t layer) {
     const BlockKind *block = &t->gpt.params.kinds[kind];
-    const int64_t columns = t->gpt.params.params[block->param].columns;
+    const int64_t columns = block->columns;
     Tensor whole = test_zeros(&t->be, DTYPE_F32, shape2(block->rows, columns)), part = tensor_index(run, layer);
     Tensor target = tensor_as_3d(whole, part.shape[0], part.shape[1], part.shape[2]);
     if (block->head_axis == HEADS_IN_COLUMNS) target.stride[0] = part.shape[2], target.stride[1] = columns;
@@ -271,14 +270,14 @@ static void forms_and_their_mean_square_are_those_of_the_svd(void **state) {
         for (int64_t j = 0; j < w->n * w->m; j++) matrix[j] = (float)w->a[j], update[j] = (float)u->a[j];
         Triples triples = triples_place(memory, w->n, w->m, TOP);
         triples_find(&triples, matrix, workspace);
-        const double relative = collision_with(&triples, update, c), expected = relative_collision(w, u);
+        const double relative = triples_collide(&triples, update, c), expected = relative_collision(w, u);
         assert_close("relative", &relative, &expected, 1, (Tolerance){.absolute = 1e-9});
         for (int k = 0; k < TOP; k++) {
             const double in_double = form(w, u->a, k);
             assert_close("c", &c[k], &in_double, 1, (Tolerance){.absolute = 1e-9});
         }
         memset(update, 0, sizeof update);
-        assert_true(isnan(collision_with(&triples, update, c)) && c[0] == 0);
+        assert_true(isnan(triples_collide(&triples, update, c)) && c[0] == 0);
         free(memory);
         free(workspace);
         free(w);

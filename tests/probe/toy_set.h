@@ -33,18 +33,18 @@ typedef struct {
 /* ---- life ------------------------------------------------------------------------------------------------------- */
 
 static inline void toy_describe(ParamTable *t) {
-    params_add_block(t, "embed", ROLE_EMBED, params_add_matrix(t, "wte", 0, 50, WIDTH), 0, 50, 1, HEADS_IN_ROWS);
-    int qkv = params_add_matrix(t, "qkv", LAYERS, (HEADS + 2 * KV_HEADS) * HEAD_SIZE, WIDTH);
+    params_add_block(t, "embed", ROLE_EMBED, params_add(t, "wte", 0, 50, WIDTH), 0, 50, 1, HEADS_IN_ROWS);
+    int qkv = params_add(t, "qkv", LAYERS, (HEADS + 2 * KV_HEADS) * HEAD_SIZE, WIDTH);
     params_add_block(t, "q", ROLE_Q, qkv, 0, HEADS * HEAD_SIZE, HEADS, HEADS_IN_ROWS);
     params_add_block(t, "k", ROLE_K, qkv, HEADS * HEAD_SIZE, KV_HEADS * HEAD_SIZE, KV_HEADS, HEADS_IN_ROWS);
     params_add_block(t, "v", ROLE_V, qkv, (HEADS + KV_HEADS) * HEAD_SIZE, KV_HEADS * HEAD_SIZE, KV_HEADS,
                      HEADS_IN_ROWS);
-    int out = params_add_matrix(t, "out", LAYERS, WIDTH, HEADS * HEAD_SIZE);
+    int out = params_add(t, "out", LAYERS, WIDTH, HEADS * HEAD_SIZE);
     params_add_block(t, "o", ROLE_O, out, 0, WIDTH, HEADS, HEADS_IN_COLUMNS);
-    int up = params_add_matrix(t, "up", LAYERS, 2 * MLP, WIDTH);
+    int up = params_add(t, "up", LAYERS, 2 * MLP, WIDTH);
     params_add_block(t, "gate", ROLE_GATE, up, 0, MLP, 1, HEADS_IN_ROWS);
     params_add_block(t, "up", ROLE_UP, up, MLP, MLP, 1, HEADS_IN_ROWS);
-    params_add_block(t, "norm", ROLE_NORM, params_add_vector(t, "norm", LAYERS, WIDTH), 0, WIDTH, 1, HEADS_IN_ROWS);
+    params_add_block(t, "norm", ROLE_NORM, params_add(t, "norm", LAYERS, WIDTH, 0), 0, WIDTH, 1, HEADS_IN_ROWS);
 }
 
 /* Every element, padding included, a function of the seed. */
