@@ -3,7 +3,7 @@
 
     scripts/compare.py RUN RUN ... [--out DIR]
 
-RUN is a run folder (runs/<name>) with metrics.jsonl and config.json (docs/metrics.md). Ratios are taken against the
+RUN is a run folder (runs/<name>) with metrics.jsonl and config.json (docs/measurements.md). Ratios are taken against the
 first run. Values that are null or missing leave gaps; a run that stopped early is shown as far as it went. Needs
 matplotlib and nothing else.
 

@@ -34,7 +34,7 @@ row() { printf '  %-44s %s\n' "$1" "$2"; }
 step 'What was written'
 row "$data/" 'the text, its tokens for training and validation, the tokenizer'
 row "$run/config.json" 'every setting of the run'
-row "$run/metrics.jsonl" 'loss, MaxLogit, clips and spectra of every step (docs/metrics.md)'
+row "$run/metrics.jsonl" 'loss, MaxLogit, clips and spectra of every step (docs/measurements.md)'
 row "$run/checkpoints/" 'weights and optimizer state; Hugging Face transformers loads the folders'
 
 cat <<END
