@@ -135,13 +135,7 @@ static void step(void *self, ProbeSet *set, const StepNumbers *numbers) {
 static int64_t state(void *self, ProbeSet *set, NamedTensor *tensors) {
     ShadowProbe *p = self;
     int64_t count = 0;
-    for (int i = 0; i < SHADOWS; i++) {
-        for (int64_t j = 0; j < optimizer_state_count(&p->optimizers[i]); j++, count++) {
-            if (!tensors) continue;
-            NamedTensor *entry = &tensors[count];
-            entry->tensor = optimizer_state_tensor(&p->optimizers[i], j, entry->name, sizeof entry->name);
-        }
-    }
+    for (int i = 0; i < SHADOWS; i++) count += optimizer_state(&p->optimizers[i], tensors ? tensors + count : NULL);
     if (!tensors) return count + 1;
     op_fill(set->be, p->count, (float)p->updates);
     tensors[count] = (NamedTensor){.name = "shadow.updates", .tensor = p->count};
