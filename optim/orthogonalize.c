@@ -30,6 +30,7 @@
 #include <stdio.h>
 #include <stdlib.h>
 
+#include "base/config_options.h"
 #include "base/integer.h"
 #include "ops/ops.h"
 #include "optim/coefficients.h"
@@ -37,14 +38,10 @@
 /* ---- coefficients ----------------------------------------------------------------------------------------------- */
 
 static Status unknown_set(const char *name) {
-    char names[256] = "";
-    int64_t used = 0;
-    for (int i = 0; i < COEFFICIENTS_COUNT; i++)
-        used += snprintf(names + used, sizeof names - (size_t)used, "%s%s", i ? ", " : "",
-                         coefficient_set_name(&coefficient_sets[i]));
+    char names[LINE_SIZE];
     return status_error(STATUS_BAD_INPUT,
                         "optimizer.muon.coefficients: unknown set \"%s\"; use one of %s, or a list of [a, b, c]", name,
-                        names);
+                        option_join_choices(option_find("optimizer.muon.coefficients"), names));
 }
 
 static const double *triple_of(const Orthogonalizer *o, int iteration) {

@@ -97,11 +97,8 @@ static void measure(void *context, const WatchedLayer *at, double *workspace) {
     const double step = e->lr * (double)e->route->scale, decay = 1 - e->keep;
     const float *update = blocks_matrix(at, 0);
     const Triples *weights = &at->blocks->weights[at->slot];
-    const int64_t rows = weights->rows, columns = weights->columns, r = smaller(rows, columns);
     double collisions[TRIPLES_MAX];
-
-    singular_values(workspace, update, rows, columns, columns, workspace + r);
-    const Spectrum spectrum = spectrum_from_values(workspace, r, larger(rows, columns));
+    const Spectrum spectrum = spectrum_measure(update, weights->rows, weights->columns, weights->columns, workspace);
     const double relative = triples_collide(weights, update, collisions);
     run->records[at->layer - e->route->first] =
         (ShadowRecord){.kind = at->kind,
