@@ -26,7 +26,8 @@ void json_free(JsonDocument *document);
 /* Where a value of the document's tree stands in the text. */
 JsonPlace json_place(const JsonDocument *document, const cJSON *item);
 
-/* Whether `item` is a count: whole, not negative, and no larger than a JSON number, which is a double, holds exactly. */
+/* Whether `item` is a count: whole, not negative, and no larger than a JSON number, which is a double, holds exactly.
+ */
 bool json_get_count(const cJSON *item, int64_t *count);
 
 /* Length of the number, string or word that starts at `text`. */
