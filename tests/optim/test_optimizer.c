@@ -682,8 +682,7 @@ static void note_update(void *context, const UpdateEvent *e) {
 static int64_t hidden_elements(const ParamTable *p) {
     int64_t count = 0;
     for (int i = 0; i < p->kind_count; i++)
-        if (params_is_hidden_matrix(&p->kinds[i]))
-            count += p->kinds[i].layers * p->kinds[i].rows * p->kinds[i].columns;
+        if (params_is_hidden_matrix(&p->kinds[i])) count += p->kinds[i].layers * p->kinds[i].rows * p->kinds[i].columns;
     return count;
 }
 
