@@ -3,6 +3,7 @@
 
 #include <errno.h>
 #include <fcntl.h>
+#include <libgen.h>
 #include <stdlib.h>
 #include <string.h>
 
@@ -81,9 +82,7 @@ static Status publish(const char *temporary, const char *dir) {
 static Status sync_parent(const char *dir) {
     char parent[PATH_SIZE];
     snprintf(parent, sizeof parent, "%s", dir);
-    char *slash = strrchr(parent, '/');
-    if (slash) *slash = '\0';
-    return folder_sync(!slash ? "." : slash == parent ? "/" : parent);
+    return folder_sync(dirname(parent));
 }
 
 Status checkpoint_save(const char *dir, const Gpt *gpt, const CheckpointState *state, const NamedTensor *optimizer,

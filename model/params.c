@@ -107,21 +107,20 @@ int params_find_kind(const ParamTable *table, const char *name) {
 }
 
 #define MARK(id, name) [ROLE_##id] = true,
-static const bool splits_into_heads[ROLE_COUNT] = {HEAD_ROLES(MARK)};
-static const bool is_hidden_matrix[ROLE_COUNT] = {HIDDEN_ROLES(MARK)};
-static const bool has_decay[ROLE_COUNT] = {DECAYING_ROLES(MARK)};
-#undef MARK
 
 bool params_is_hidden_matrix(const BlockKind *kind) {
-    return is_hidden_matrix[kind->role];
+    static const bool marks[ROLE_COUNT] = {HIDDEN_ROLES(MARK)};
+    return marks[kind->role];
 }
 
 bool params_has_decay(const BlockKind *kind) {
-    return has_decay[kind->role];
+    static const bool marks[ROLE_COUNT] = {DECAYING_ROLES(MARK)};
+    return marks[kind->role];
 }
 
 bool params_splits_into_heads(const BlockKind *kind) {
-    return splits_into_heads[kind->role];
+    static const bool marks[ROLE_COUNT] = {HEAD_ROLES(MARK)};
+    return marks[kind->role];
 }
 
 const char *role_name(Role role) {

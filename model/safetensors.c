@@ -51,13 +51,11 @@ static Status refuse(const SafetensorsFile *file, const char *tensor, const char
     return status_error(STATUS_BAD_INPUT, "%s: tensor \"%.200s\" %s", file->path, tensor, reason);
 }
 
-static bool find_dtype(const char *name, SafetensorsDType *dtype) {
-    for (int i = 0; i < SAFETENSORS_DTYPE_COUNT; i++) {
-        if (strcmp(dtypes[i].name, name) != 0) continue;
-        *dtype = (SafetensorsDType)i;
-        return true;
-    }
-    return false;
+/* -1: there is none. */
+static int find_dtype(const char *name) {
+    for (int i = 0; i < SAFETENSORS_DTYPE_COUNT; i++)
+        if (strcmp(dtypes[i].name, name) == 0) return i;
+    return -1;
 }
 
 static Status read_shape(SafetensorsFile *file, const cJSON *item, const cJSON *shape, SafetensorsEntry *entry) {
@@ -87,8 +85,9 @@ static Status read_entry(SafetensorsFile *file, const cJSON *item, int64_t data_
     /* three fields that are all found by name are three different ones: no field comes twice */
     if (!cJSON_IsObject(item) || cJSON_GetArraySize(item) != 3 || !dtype || !shape || !offsets)
         return refuse(file, item->string, "does not have exactly the fields dtype, shape and data_offsets");
-    if (!cJSON_IsString(dtype) || !find_dtype(dtype->valuestring, &entry->dtype))
-        return refuse(file, item->string, "has an unknown dtype");
+    const int known = cJSON_IsString(dtype) ? find_dtype(dtype->valuestring) : -1;
+    if (known < 0) return refuse(file, item->string, "has an unknown dtype");
+    entry->dtype = (SafetensorsDType)known;
     Status status = read_shape(file, item, shape, entry);
     if (status.code) return status;
     if (!cJSON_IsArray(offsets) || cJSON_GetArraySize(offsets) != 2 ||

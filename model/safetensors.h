@@ -18,12 +18,11 @@
 enum { SAFETENSORS_MAX_DIMS = 8 };
 
 /* One row per dtype: identifier (its name in the file), bytes. */
-#define SAFETENSORS_DTYPES(X)                                                                                          \
-    X(BOOL, 1)                                                                                                         \
-    X(U8, 1)                                                                                                           \
-    X(I8, 1)                                                                                                           \
-    X(F8_E5M2, 1) X(F8_E4M3, 1) X(I16, 2) X(U16, 2) X(F16, 2) X(BF16, 2) X(I32, 4) X(U32, 4) X(F32, 4) X(I64, 8)       \
-        X(U64, 8) X(F64, 8)
+/* clang-format off */
+#define SAFETENSORS_DTYPES(X) \
+    X(BOOL, 1) X(U8, 1) X(I8, 1) X(F8_E5M2, 1) X(F8_E4M3, 1) X(I16, 2) X(U16, 2) X(F16, 2) X(BF16, 2) \
+    X(I32, 4) X(U32, 4) X(F32, 4) X(I64, 8) X(U64, 8) X(F64, 8)
+/* clang-format on */
 
 typedef enum {
 #define X(ID, bytes) SAFETENSORS_##ID,

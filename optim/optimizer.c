@@ -165,7 +165,7 @@ void optimizer_free(Optimizer *opt) {
 /* ---- what it takes ---------------------------------------------------------------------------------------------- */
 
 int64_t optimizer_planned_bytes(const Optimizer *opt) {
-    return arena_bytes(&opt->state) + arena_bytes(&opt->scratch) + orthogonalizer_host_bytes(&opt->orthogonalizer);
+    return arena_bytes(&opt->state) + arena_bytes(&opt->scratch) + arena_bytes(&opt->orthogonalizer.host);
 }
 
 double optimizer_step_flops(const Optimizer *opt) {

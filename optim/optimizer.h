@@ -115,7 +115,6 @@ double optimizer_decay_bound(const Optimizer *opt, const Route *route, double st
  *      "shadow.layers.3.q.m"                       of a shadow
  *
  * Each is (rows, columns) f32, contiguous. A block that is split per head is stored as it lies, head after head:
- * (heads * rows of a head, columns of a head). */
-int64_t optimizer_state_count(const Optimizer *opt);
-/* The index-th tensor and its name, route by route and layer by layer. */
-Tensor optimizer_state_tensor(const Optimizer *opt, int64_t index, char *name, int64_t size);
+ * (heads * rows of a head, columns of a head). Fills `tensors`, route by route and layer by layer, unless it is NULL;
+ * returns how many there are. */
+int64_t optimizer_state(const Optimizer *opt, NamedTensor *tensors);

@@ -27,9 +27,8 @@
 #include <float.h>
 #include <lapacke.h>
 #include <math.h>
-#include <stdio.h>
-#include <stdlib.h>
 
+#include "base/config_options.h"
 #include "base/integer.h"
 #include "ops/ops.h"
 #include "optim/coefficients.h"
@@ -37,14 +36,10 @@
 /* ---- coefficients ----------------------------------------------------------------------------------------------- */
 
 static Status unknown_set(const char *name) {
-    char names[256] = "";
-    int64_t used = 0;
-    for (int i = 0; i < COEFFICIENTS_COUNT; i++)
-        used += snprintf(names + used, sizeof names - (size_t)used, "%s%s", i ? ", " : "",
-                         coefficient_set_name(&coefficient_sets[i]));
+    char names[LINE_SIZE];
     return status_error(STATUS_BAD_INPUT,
                         "optimizer.muon.coefficients: unknown set \"%s\"; use one of %s, or a list of [a, b, c]", name,
-                        names);
+                        option_join_choices(option_find("optimizer.muon.coefficients"), names));
 }
 
 static const double *triple_of(const Orthogonalizer *o, int iteration) {
@@ -126,11 +121,6 @@ Status orthogonalizer_plan(Orthogonalizer *o, const MuonConfig *config, Backend 
     bool keep_fp32 = takes_svd(o) || o->form == FORM_GRAM || !survives_bf16(o);
     o->dtype = keep_fp32 ? DTYPE_F32 : be->compute_dtype;
     return status_ok();
-}
-
-void orthogonalizer_admit(Orthogonalizer *o, int64_t rows, int64_t columns) {
-    o->rows = larger(o->rows, rows);
-    o->columns = larger(o->columns, columns);
 }
 
 OrthogonalizeBuffers orthogonalizer_layout(const Orthogonalizer *o, Arena *scratch, const int64_t *shape) {
@@ -235,30 +225,29 @@ static Tensor newton_schulz(const Orthogonalizer *o, OrthogonalizeBuffers w) {
 /* LAPACK's working memory for one (rows, columns) matrix. It works in columns, so our row-major U is its Uᵀ: m x n,
  * with the factors left (m, small) and right (small, n); msign commutes with the transpose. */
 typedef struct {
-    int64_t size; /* of all, in doubles */
     int64_t work_size;
     double *matrix, *left, *right, *sigma, *work;
     lapack_int *iwork;
     float *staging; /* the matrix on its way from and to the backend */
 } SvdMemory;
 
-static SvdMemory svd_layout(double *base, int64_t rows, int64_t columns) {
-    int64_t small = smaller(rows, columns), large = larger(rows, columns);
-    int64_t work_size = 4 * small * small + 7 * small + large; /* dgesdd, jobz = 'S' */
-    int64_t sizes[] = {rows * columns, columns * small, small * rows, small, work_size, 8 * small, rows * columns};
-    int64_t at[8] = {0};
-    for (int i = 0; i < 7; i++) at[i + 1] = at[i] + sizes[i];
-    SvdMemory memory = {.size = at[7], .work_size = work_size};
-    if (!base) return memory;
-    memory.matrix = base + at[0], memory.left = base + at[1], memory.right = base + at[2], memory.sigma = base + at[3];
-    memory.work = base + at[4];
-    memory.iwork = (lapack_int *)(void *)(base + at[5]);
-    memory.staging = (float *)(void *)(base + at[6]);
-    return memory;
+static SvdMemory svd_layout(Arena *host, int64_t rows, int64_t columns) {
+    const int64_t small = smaller(rows, columns), large = larger(rows, columns);
+    const int64_t work_size = 4 * small * small + 7 * small + large; /* dgesdd, jobz = 'S' */
+    return (SvdMemory){.work_size = work_size,
+                       .matrix = arena_take_host(host, rows * columns, sizeof(double)),
+                       .left = arena_take_host(host, columns * small, sizeof(double)),
+                       .right = arena_take_host(host, small * rows, sizeof(double)),
+                       .sigma = arena_take_host(host, small, sizeof(double)),
+                       .work = arena_take_host(host, work_size, sizeof(double)),
+                       .iwork = arena_take_host(host, 8 * small, sizeof(lapack_int)),
+                       .staging = arena_take_host(host, rows * columns, sizeof(float))};
 }
 
-int64_t orthogonalizer_host_bytes(const Orthogonalizer *o) {
-    return takes_svd(o) ? svd_layout(NULL, o->rows, o->columns).size * (int64_t)sizeof(double) : 0;
+void orthogonalizer_admit(Orthogonalizer *o, int64_t rows, int64_t columns) {
+    Arena measured = arena_measure_host("exact SVD", "set optimizer.muon.orthogonalize to \"newton-schulz\"");
+    svd_layout(&measured, rows, columns);
+    if (takes_svd(o) && measured.used > o->host.used) o->host = measured;
 }
 
 double orthogonalizer_flops(const Orthogonalizer *o, int64_t rows, int64_t columns) {
@@ -268,20 +257,11 @@ double orthogonalizer_flops(const Orthogonalizer *o, int64_t rows, int64_t colum
 }
 
 Status orthogonalizer_allocate(Orthogonalizer *o) {
-    int64_t bytes = orthogonalizer_host_bytes(o);
-    if (bytes == 0) return status_ok();
-    o->host = malloc((size_t)bytes);
-    if (o->host) return status_ok();
-    return status_error(
-        STATUS_OUT_OF_MEMORY,
-        "out of memory: the exact SVD needs %lld bytes on the host; set optimizer.muon.orthogonalize to "
-        "\"newton-schulz\"",
-        (long long)bytes);
+    return takes_svd(o) ? arena_allocate(&o->host, o->be) : status_ok();
 }
 
 void orthogonalizer_free(Orthogonalizer *o) {
-    free(o->host);
-    o->host = NULL;
+    arena_free(&o->host);
 }
 
 /* How many singular values fp32 data can tell from zero: msign(0) = 0, and the vectors of the rest are arbitrary. */
@@ -313,7 +293,8 @@ static void weigh_for_schatten(const Orthogonalizer *o, SvdMemory s, int64_t m, 
 
 static void exact_msign(const Orthogonalizer *o, Tensor x) {
     int64_t n = x.shape[0], m = x.shape[1], small = smaller(n, m), large = larger(n, m);
-    SvdMemory s = svd_layout(o->host, n, m);
+    Arena host = o->host;
+    SvdMemory s = svd_layout(&host, n, m);
     backend_to_host(o->be, s.staging, x);
     bool valid = widen_finite(s.matrix, s.staging, n * m) && /* LAPACK may not return from an infinity */
                  LAPACKE_dgesdd_work(LAPACK_COL_MAJOR, 'S', (lapack_int)m, (lapack_int)n, s.matrix, (lapack_int)m,
@@ -329,8 +310,7 @@ static void exact_msign(const Orthogonalizer *o, Tensor x) {
 }
 
 static Tensor exact_msign_batch(const Orthogonalizer *o, Tensor x) {
-    CHECK(o->host && x.shape[2] <= o->rows && x.shape[3] <= o->columns, "no memory for an SVD of (%lld,%lld)",
-          (long long)x.shape[2], (long long)x.shape[3]);
+    CHECK(o->host.base, "no memory for an SVD of (%lld,%lld)", (long long)x.shape[2], (long long)x.shape[3]);
     for (int64_t layer = 0; layer < x.shape[0]; layer++)
         for (int64_t head = 0; head < x.shape[1]; head++) exact_msign(o, tensor_index(tensor_index(x, layer), head));
     return x;

@@ -32,15 +32,13 @@ typedef struct {
     DType dtype; /* of X: the backend's; f32 for SVDs, and for coefficients that bf16's rounding would make diverge */
     int iterations, count;
     double triples[COEFFICIENTS_MAX][3];
-    int64_t rows, columns; /* SVDs: the largest matrix that `host` has room for */
-    double *host;          /* SVDs: LAPACK's working memory */
+    Arena host; /* SVDs: LAPACK's working memory for one matrix; empty for Newton-Schulz */
 } Orthogonalizer;
 
 /* Resolves the coefficients. STATUS_BAD_INPUT: no such set. Allocates nothing. */
 Status orthogonalizer_plan(Orthogonalizer *o, const MuonConfig *config, Backend *be);
 /* Makes sure that matrices of this shape will fit. Between plan and allocate. */
 void orthogonalizer_admit(Orthogonalizer *o, int64_t rows, int64_t columns);
-int64_t orthogonalizer_host_bytes(const Orthogonalizer *o); /* 0 for Newton-Schulz */
 /* Whether matrices of this shape are iterated on as Gram matrices: where the config says so or, left to choose, where
  * that takes less time; see orthogonalize.c. */
 bool orthogonalizer_uses_gram(const Orthogonalizer *o, int64_t rows, int64_t columns);

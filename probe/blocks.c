@@ -43,7 +43,7 @@ static void plan(WatchedBlocks *b, const ProbeConfig *config) {
         b->first_slot[i] = -1;
         if (!params_is_hidden_matrix(kind) || !is_listed(config, kind->name)) continue;
         const int64_t rows = kind->rows, columns = kind->columns, top = top_of(b, kind);
-        const int64_t values = smaller(rows, columns) + singular_workspace_size(rows, columns);
+        const int64_t values = spectrum_workspace_size(rows, columns);
         b->first_slot[i] = b->slots;
         b->slots += kind->layers;
         most_layers = larger(most_layers, kind->layers);

@@ -68,7 +68,7 @@ Triples blocks_found(const WatchedLayer *at, int set);
 
 /* task(context, layer, workspace) for each layer of a route of a watched kind, in parallel: with the matrices of `runs`
  * as its sets, and the triples of the first `found` of them. A thread's workspace is large enough for triples_find and
- * for singular_values with their values. Waits. */
+ * for spectrum_measure. Waits. */
 typedef void BlockTask(void *context, const WatchedLayer *at, double *workspace);
 void blocks_measure(WatchedBlocks *blocks, const Route *route, const Tensor *runs, int count, int found,
                     BlockTask *task, void *context);

@@ -29,7 +29,7 @@ typedef struct {
     Optimizer optimizers[SHADOWS];
     int64_t updates; /* that they have seen: AdamW's t */
     Tensor count;    /* (1) f32: the same number, for checkpoints */
-    int64_t record_count, capacity;
+    int64_t record_count;
     ShadowRecord *records; /* in the order of the updates, by layer */
     WatchedBlocks *blocks;
 } ShadowProbe;
@@ -41,7 +41,6 @@ static Status plan(void *self, ProbeSet *set) {
     bool watched[BLOCK_KIND_MAX];
     Status status = status_ok();
     p->blocks = set->blocks;
-    p->capacity = SHADOWS * set->blocks->slots;
     for (int kind = 0; kind < set->gpt->params.kind_count; kind++) watched[kind] = blocks_watched(set->blocks, kind);
     for (int i = 0; i < SHADOWS && !status.code; i++) {
         Optimizer *shadow = &p->optimizers[i];
@@ -55,7 +54,7 @@ static void layout(void *self, const ProbeSet *set, ProbeMemory *memory) {
     (void)set;
     ShadowProbe *p = self;
     p->count = arena_take_1d(&memory->device, DTYPE_F32, 1);
-    p->records = arena_take_host(&memory->host, p->capacity, sizeof *p->records);
+    p->records = arena_take_host(&memory->host, SHADOWS * p->blocks->slots, sizeof *p->records);
 }
 
 static Status allocate(void *self, ProbeSet *set) {
@@ -97,11 +96,8 @@ static void measure(void *context, const WatchedLayer *at, double *workspace) {
     const double step = e->lr * (double)e->route->scale, decay = 1 - e->keep;
     const float *update = blocks_matrix(at, 0);
     const Triples *weights = &at->blocks->weights[at->slot];
-    const int64_t rows = weights->rows, columns = weights->columns, r = smaller(rows, columns);
     double collisions[TRIPLES_MAX];
-
-    singular_values(workspace, update, rows, columns, columns, workspace + r);
-    const Spectrum spectrum = spectrum_from_values(workspace, r, larger(rows, columns));
+    const Spectrum spectrum = spectrum_measure(update, weights->rows, weights->columns, weights->columns, workspace);
     const double relative = triples_collide(weights, update, collisions);
     run->records[at->layer - e->route->first] =
         (ShadowRecord){.kind = at->kind,
@@ -116,7 +112,8 @@ static void measure(void *context, const WatchedLayer *at, double *workspace) {
 /* An UpdateObserver of the shadows: the weights of its events are the old ones. */
 static void observe(void *self, const UpdateEvent *e) {
     ShadowProbe *p = self;
-    CHECK(p->record_count + e->route->layers <= p->capacity, "kind %d was added twice in a step", e->route->kind);
+    CHECK(p->record_count + e->route->layers <= SHADOWS * p->blocks->slots, "kind %d was added twice in a step",
+          e->route->kind);
     blocks_keep_weights(p->blocks, e->route, e->weights);
     blocks_measure(p->blocks, e->route, &e->update, 1, 0, measure, &(Run){e, p->records + p->record_count});
     p->record_count += e->route->layers;
@@ -135,13 +132,7 @@ static void step(void *self, ProbeSet *set, const StepNumbers *numbers) {
 static int64_t state(void *self, ProbeSet *set, NamedTensor *tensors) {
     ShadowProbe *p = self;
     int64_t count = 0;
-    for (int i = 0; i < SHADOWS; i++) {
-        for (int64_t j = 0; j < optimizer_state_count(&p->optimizers[i]); j++, count++) {
-            if (!tensors) continue;
-            NamedTensor *entry = &tensors[count];
-            entry->tensor = optimizer_state_tensor(&p->optimizers[i], j, entry->name, sizeof entry->name);
-        }
-    }
+    for (int i = 0; i < SHADOWS; i++) count += optimizer_state(&p->optimizers[i], tensors ? tensors + count : NULL);
     if (!tensors) return count + 1;
     op_fill(set->be, p->count, (float)p->updates);
     tensors[count] = (NamedTensor){.name = "shadow.updates", .tensor = p->count};

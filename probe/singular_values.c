@@ -77,3 +77,13 @@ void singular_values(double *sigma, const float *matrix, int64_t rows, int64_t c
     for (int64_t i = 0; i < r; i++) sigma[i] = sigma[i] > noise ? sqrt(sigma[i]) : 0;
     cblas_dswap((int)(r / 2), sigma, 1, sigma + r - r / 2, -1); /* LAPACK's are ascending */
 }
+
+int64_t spectrum_workspace_size(int64_t rows, int64_t columns) {
+    return smaller(rows, columns) + singular_workspace_size(rows, columns);
+}
+
+Spectrum spectrum_measure(const float *matrix, int64_t rows, int64_t columns, int64_t stride, double *workspace) {
+    const int64_t r = smaller(rows, columns);
+    singular_values(workspace, matrix, rows, columns, stride, workspace + r);
+    return spectrum_from_values(workspace, r, larger(rows, columns));
+}

@@ -31,3 +31,7 @@ Spectrum spectrum_from_values(const double *sigma, int64_t r, int64_t length);
 int64_t singular_workspace_size(int64_t rows, int64_t columns);
 void singular_values(double *sigma, const float *matrix, int64_t rows, int64_t columns, int64_t stride,
                      double *workspace);
+
+/* The spectrum of such a matrix. workspace: spectrum_workspace_size(rows, columns) doubles. */
+int64_t spectrum_workspace_size(int64_t rows, int64_t columns);
+Spectrum spectrum_measure(const float *matrix, int64_t rows, int64_t columns, int64_t stride, double *workspace);

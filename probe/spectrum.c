@@ -76,7 +76,6 @@ typedef struct {
 
     pthread_t worker;
     bool working; /* there is a worker, to be joined */
-    bool has_copied_semaphore;
     sem_t copied; /* posted when the copies have arrived */
     atomic_bool has_copied;
 } SpectrumProbe;
@@ -95,20 +94,14 @@ static int measured_heads(const SpectrumProbe *p, int kind, BlockSplit split) {
 
 /* ---- measuring -------------------------------------------------------------------------------------------------- */
 
-static void measure(Spectrum *spectrum, const float *matrix, int64_t rows, int64_t columns, int64_t stride,
-                    double *workspace) {
-    const int64_t r = smaller(rows, columns);
-    singular_values(workspace, matrix, rows, columns, stride, workspace + r);
-    *spectrum = spectrum_from_values(workspace, r, larger(rows, columns));
-}
-
-/* A range of rows, or of columns, of a block's matrix. */
-static void measure_head(SpectrumRecord *record, const BlockKind *block, const float *matrix, double *workspace) {
+/* A block's matrix, or a head's range of rows, or of columns, of it. */
+static Spectrum measure(const BlockKind *block, int head, const float *matrix, double *workspace) {
     const bool in_rows = block->head_axis == HEADS_IN_ROWS;
-    const int64_t rows = in_rows ? block->rows / block->heads : block->rows;
-    const int64_t columns = in_rows ? block->columns : block->columns / block->heads;
-    const int64_t offset = record->head * (in_rows ? rows * columns : columns);
-    measure(&record->spectrum, matrix + offset, rows, columns, block->columns, workspace);
+    const int heads = head < 0 ? 1 : block->heads;
+    const int64_t rows = in_rows ? block->rows / heads : block->rows;
+    const int64_t columns = in_rows ? block->columns : block->columns / heads;
+    const int64_t offset = head < 0 ? 0 : head * (in_rows ? rows * columns : columns);
+    return spectrum_measure(matrix + offset, rows, columns, block->columns, workspace);
 }
 
 typedef struct {
@@ -124,14 +117,13 @@ static void measure_matrix(void *context, int64_t i, double *workspace) {
     const BlockKind *block = &probe->params->kinds[run->kind];
     const int64_t layers = batch->layers, heads = measured_heads(probe, run->kind, run->split);
     const bool whole = i < layers;
-    const int64_t layer = whole ? i : (i - layers) / heads, head = whole ? -1 : (i - layers) % heads;
+    const int64_t layer = whole ? i : (i - layers) / heads;
+    const int head = whole ? -1 : (int)((i - layers) % heads);
     const float *matrix = probe->host + batch->host_offset + layer * block->rows * block->columns;
-    SpectrumRecord *record = &probe->records[batch->first_record + i];
-    *record = (SpectrumRecord){.run = *run, .layer = run->first_layer + layer, .head = (int)head};
-    if (whole)
-        measure(&record->spectrum, matrix, block->rows, block->columns, block->columns, workspace);
-    else
-        measure_head(record, block, matrix, workspace);
+    probe->records[batch->first_record + i] = (SpectrumRecord){.run = *run,
+                                                               .layer = run->first_layer + layer,
+                                                               .head = head,
+                                                               .spectrum = measure(block, head, matrix, workspace)};
 }
 
 static int64_t matrices_of(const SpectrumProbe *p, const SpectrumRun *run, int64_t layers) {
@@ -193,8 +185,7 @@ static void plan_sizes(SpectrumProbe *probe) {
         const BlockKind *kind = &params->kinds[i];
         if (!params_is_hidden_matrix(kind)) continue;
         const int64_t layers = kind->layers, elements = kind->rows * kind->columns;
-        const int64_t workspace =
-            smaller(kind->rows, kind->columns) + singular_workspace_size(kind->rows, kind->columns);
+        const int64_t workspace = spectrum_workspace_size(kind->rows, kind->columns);
         probe->record_capacity += layers * records_per_layer(probe, i);
         probe->stage_elements = larger(probe->stage_elements, elements);
         probe->host_elements = larger(probe->host_elements, layers * elements);
@@ -212,6 +203,7 @@ static Status plan(void *self, ProbeSet *set) {
     p->split_heads = set->config->probe.orthogonality;
     p->asynchronous = backend_is_asynchronous(set->be);
     plan_sizes(p);
+    sem_init(&p->copied, 0, 0); /* of one process and a count of 0: cannot fail */
     return status_ok();
 }
 
@@ -226,19 +218,12 @@ static void layout(void *self, const ProbeSet *set, ProbeMemory *memory) {
     p->stage = arena_take_1d(&memory->device, DTYPE_F32, p->stage_elements);
 }
 
-static Status allocate(void *self, ProbeSet *set) {
-    (void)set;
-    SpectrumProbe *p = self;
-    p->has_copied_semaphore = sem_init(&p->copied, 0, 0) == 0;
-    return status_ok();
-}
-
 static void release(void *self, ProbeSet *set) {
     (void)set;
     SpectrumProbe *p = self;
     join_worker(p);
     cJSON_Delete(p->list);
-    if (p->has_copied_semaphore) sem_destroy(&p->copied);
+    sem_destroy(&p->copied);
 }
 
 /* ---- the step --------------------------------------------------------------------------------------------------- */
@@ -378,7 +363,6 @@ const Probe probe_spectrum = {.size = sizeof(SpectrumProbe),
                               .late = true,
                               .plan = plan,
                               .layout = layout,
-                              .allocate = allocate,
                               .release = release,
                               .begin = begin,
                               .update = update,

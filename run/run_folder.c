@@ -58,14 +58,11 @@ Status trainer_create_run(Trainer *t) {
 /* The tensors of optimizer and probes by name; the caller frees *tensors. */
 static Status state_tensors(Trainer *t, NamedTensor **tensors, int64_t *count) {
     const Optimizer *opt = &t->optimizer;
-    const int64_t of_optimizer = optimizer_state_count(opt);
+    const int64_t of_optimizer = optimizer_state(opt, NULL);
     *count = of_optimizer + probes_state(&t->probes, NULL);
     *tensors = calloc((size_t)*count, sizeof **tensors);
     if (!*tensors) return NO_MEMORY("no memory to name %lld tensors", (long long)*count);
-    for (int64_t i = 0; i < of_optimizer; i++) {
-        NamedTensor *entry = &(*tensors)[i];
-        entry->tensor = optimizer_state_tensor(opt, i, entry->name, sizeof entry->name);
-    }
+    optimizer_state(opt, *tensors);
     probes_state(&t->probes, *tensors + of_optimizer);
     return status_ok();
 }

@@ -3,6 +3,7 @@
 
 #include "tests/tensors.h"
 
+#include <math.h>
 #include <stdlib.h>
 
 #include "train_gpt.h"

@@ -790,29 +790,30 @@ static void state_tensors_have_names_of_their_own_and_cover_the_state(void **sta
     override(&config, "layers.1.up", OPTIMIZER_ADAMW);
     Toy toy;
     open_toy(&toy, "fp32", &config);
-    int64_t count = optimizer_state_count(&toy.opt), elements = 0;
+    int64_t count = optimizer_state(&toy.opt, NULL), elements = 0;
     /* embed and normf m v; norm1 and qkv_bias m v in 3 layers; q k v o down in 3; up in 2, and m v in one */
     assert_int_equal(count, 2 * 2 + 2 * 2 * 3 + 5 * 3 + 2 + 2);
-    char(*names)[64] = calloc((size_t)count, sizeof *names);
+    NamedTensor *all = calloc((size_t)count, sizeof *all);
+    assert_int_equal(optimizer_state(&toy.opt, all), count);
     for (int64_t i = 0; i < count; i++) {
-        Tensor t = optimizer_state_tensor(&toy.opt, i, names[i], sizeof names[i]);
+        const char *name = all[i].name;
+        Tensor t = all[i].tensor;
         assert_true(t.ndim == 2 && tensor_is_contiguous(t));
         elements += tensor_numel(t);
         test_fill(&toy.be, t, (double)(i + 1));
-        for (int64_t k = 0; k < i; k++) assert_string_not_equal(names[i], names[k]);
-        if (strcmp(names[i], "layers.2.o.momentum") == 0) assert_true(t.shape[0] == H * C && t.shape[1] == D);
-        if (strcmp(names[i], "layers.2.q.momentum") == 0) assert_true(t.shape[0] == H * D && t.shape[1] == C);
+        for (int64_t k = 0; k < i; k++) assert_string_not_equal(name, all[k].name);
+        if (strcmp(name, "layers.2.o.momentum") == 0) assert_true(t.shape[0] == H * C && t.shape[1] == D);
+        if (strcmp(name, "layers.2.q.momentum") == 0) assert_true(t.shape[0] == H * D && t.shape[1] == C);
     }
     int64_t of_muon = LAYERS * (4 * H * D * C + F * C) + 2 * F * C;
     assert_int_equal(elements, of_muon + 2 * (toy.params.count - of_muon));
     for (int64_t i = 0; i < count; i++) { /* nobody wrote over anybody */
-        char name[64];
-        Tensor t = optimizer_state_tensor(&toy.opt, i, name, sizeof name);
+        Tensor t = all[i].tensor;
         for (int64_t k = 0; k < tensor_numel(t); k++) assert_true(test_get(&toy.be, t, k) == (double)(i + 1));
     }
     static const char *const expected[] = {"embed.m", "embed.v", "layers.0.norm1.m", "layers.0.norm1.v"};
-    for (int i = 0; i < 4; i++) assert_string_equal(names[i], expected[i]);
-    free(names);
+    for (int i = 0; i < 4; i++) assert_string_equal(all[i].name, expected[i]);
+    free(all);
     close_toy(&toy);
 }
 
@@ -832,9 +833,13 @@ static void second_moments_of_updates_have_names_and_shapes_of_their_own(void **
     Toy toy;
     open_toy(&toy, "fp32", &config);
     size_t found = 0;
-    for (int64_t i = 0; i < optimizer_state_count(&toy.opt); i++) {
-        char name[64];
-        Tensor t = optimizer_state_tensor(&toy.opt, i, name, sizeof name);
+    NamedTensor all[64];
+    const int64_t count = optimizer_state(&toy.opt, NULL);
+    assert_true(count <= 64);
+    optimizer_state(&toy.opt, all);
+    for (int64_t i = 0; i < count; i++) {
+        const char *name = all[i].name;
+        Tensor t = all[i].tensor;
         assert_string_not_equal(name, "layers.2.up.second");
         for (size_t k = 0; k < sizeof expected / sizeof expected[0]; k++)
             if (strcmp(name, expected[k].name) == 0) {
