@@ -168,8 +168,8 @@ static void differentiate_group(const Attention *a, Workspace *w, int64_t b, int
     pack(rows_of(a->dv, b, 0, a->T, kv), w->dv, ldv, 1.0f);
 }
 
-static void attention_grad(Backend *be, Tensor dq, Tensor dk, Tensor dv, Tensor dout, Tensor out, Tensor lse, Tensor q,
-                           Tensor k, Tensor v, AttentionParams params) {
+void cpu_attention_grad(Backend *be, Tensor dq, Tensor dk, Tensor dv, Tensor dout, Tensor out, Tensor lse, Tensor q,
+                        Tensor k, Tensor v, AttentionParams params) {
     Attention a = attention_of(q, k, v, out, lse, params);
     a.dq = dq, a.dk = dk, a.dv = dv, a.dout = dout;
     int64_t floats = backward_workspace(NULL, a.extent, a.depth).used;
@@ -179,8 +179,4 @@ static void attention_grad(Backend *be, Tensor dq, Tensor dk, Tensor dv, Tensor 
         Workspace w = backward_workspace(workspaces + omp_get_thread_num() * floats, a.extent, a.depth);
         differentiate_group(&a, &w, item / a.K, item % a.K);
     }
-}
-
-void cpu_fill_attention_backward(BackendOps *ops) {
-    ops->attention_grad = attention_grad;
 }

@@ -172,8 +172,8 @@ static void merge_maxima(const Attention *a, const HeadMax *maxima, float *max_l
     }
 }
 
-static void attention(Backend *be, Tensor out, Tensor lse, Tensor max_logit, Tensor max_abs, Tensor q, Tensor k,
-                      Tensor v, AttentionParams params) {
+void cpu_attention(Backend *be, Tensor out, Tensor lse, Tensor max_logit, Tensor max_abs, Tensor q, Tensor k, Tensor v,
+                   AttentionParams params) {
     Attention a = attention_of(q, k, v, out, lse, params);
     HeadMax *maxima = tensor_present(max_logit) ? be->scratch : NULL;
     int64_t floats = forward_workspace(NULL, a.extent, a.depth).used;
@@ -184,8 +184,4 @@ static void attention(Backend *be, Tensor out, Tensor lse, Tensor max_logit, Ten
         attend_group(&a, &w, item / a.K, item % a.K, maxima);
     }
     if (maxima) merge_maxima(&a, maxima, max_logit.data, max_abs.data);
-}
-
-void cpu_fill_attention_forward(BackendOps *ops) {
-    ops->attention = attention;
 }

@@ -194,7 +194,7 @@ static void merge_census(const Attention *a, const HeadCensus *heads, float *pea
 /* Costs little more than the products q kᵀ, which are a third of attention, and gives logits of the same bits.
  * Processor time as above: 3.4 ms with bf16 operands (attention 9.2), 6.4 with fp32 (14.0); where half of all logits
  * are above the threshold, 0.9 ms more. */
-static void logit_census(Backend *be, Tensor peak, Tensor place, Tensor above, Tensor q, Tensor k, CensusParams p) {
+void cpu_logit_census(Backend *be, Tensor peak, Tensor place, Tensor above, Tensor q, Tensor k, CensusParams p) {
     Attention a = attention_of(q, k, k, tensor_none(), tensor_none(), (AttentionParams){.scale = p.scale});
     HeadCensus *heads = be->scratch;
     int64_t floats = census_workspace(NULL, a.extent, a.depth).used, shared = census_bytes(a.B, a.H);
@@ -205,8 +205,4 @@ static void logit_census(Backend *be, Tensor peak, Tensor place, Tensor above, T
         census_group(&a, &w, item / a.K, item % a.K, heads, p);
     }
     merge_census(&a, heads, peak.data, place.data, above.data, p);
-}
-
-void cpu_fill_census(BackendOps *ops) {
-    ops->logit_census = logit_census;
 }

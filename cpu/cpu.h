@@ -19,22 +19,11 @@
 
 #include "ops/backend.h"
 
-/* Families of ops, a file each, with cpu_fill_<family> at its end. */
-#define CPU_FAMILIES(X)                                                                                                \
-    X(gemm)                                                                                                            \
-    X(symmetric)                                                                                                       \
-    X(norm)                                                                                                            \
-    X(elementwise)                                                                                                     \
-    X(embedding)                                                                                                       \
-    X(attention_forward)                                                                                               \
-    X(attention_backward)                                                                                              \
-    X(census)                                                                                                          \
-    X(loss)                                                                                                            \
-    X(optimizer)
-
-#define X(family) void cpu_fill_##family(BackendOps *ops);
-CPU_FAMILIES(X)
+/* The ops, cpu_fill to cpu_apply_update: each has its wrapper's type. */
+#define X(ID, slot, need) __typeof__(op_##slot) cpu_##slot;
+PLAIN_OP_LIST(X)
 #undef X
+#pragma GCC diagnostic ignored "-Wunused-parameter" /* a slot's type is given: not every op looks at its backend */
 
 /* What each needs of be->scratch for ops up to these sizes; the others need room for cpu_partial(be, part, 2) at most.
  */
@@ -88,4 +77,4 @@ int64_t cpu_partial_bytes(const Backend *be, int64_t n); /* of all threads */
  * region behind a barrier; `n` as in cpu_partial. */
 void cpu_add_partials(const Backend *be, float *sum, int64_t n, int64_t first, int64_t count);
 
-double cpu_sum_squares(Backend *be, Tensor x); /* in fp64 */
+double cpu_total_of_squares(Backend *be, Tensor x); /* in fp64 */

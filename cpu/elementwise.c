@@ -11,8 +11,7 @@ INLINE void fill_row(DType t, void *x, int64_t n, float value) {
     for (int64_t i = 0; i < n; i++) store(t, x, i, value);
 }
 
-static void fill(Backend *be, Tensor x, float value) {
-    (void)be;
+void cpu_fill(Backend *be, Tensor x, float value) {
     Sweep sweep = sweep_over(1, (Tensor[]){x});
 #pragma omp parallel for schedule(static) if (sweep.chunks > 1)
     for (int64_t i = 0; i < sweep.chunks; i++) {
@@ -35,8 +34,7 @@ static void copy_row(DType from, DType to, void *dst, const void *src, int64_t n
         convert_row(DTYPE_BF16, DTYPE_F32, dst, src, n);
 }
 
-static void copy(Backend *be, Tensor dst, Tensor src) {
-    (void)be;
+void cpu_copy(Backend *be, Tensor dst, Tensor src) {
     Sweep sweep = sweep_over(2, (Tensor[]){dst, src});
 #pragma omp parallel for schedule(static) if (sweep.chunks > 1)
     for (int64_t i = 0; i < sweep.chunks; i++) {
@@ -50,8 +48,7 @@ INLINE void scale_row(DType t, void *x, int64_t n, float factor) {
     for (int64_t i = 0; i < n; i++) store(t, x, i, factor * load(t, x, i));
 }
 
-static void scale(Backend *be, Tensor x, float factor) {
-    (void)be;
+void cpu_scale(Backend *be, Tensor x, float factor) {
     Sweep sweep = sweep_over(1, (Tensor[]){x});
 #pragma omp parallel for schedule(static) if (sweep.chunks > 1)
     for (int64_t i = 0; i < sweep.chunks; i++) {
@@ -74,8 +71,7 @@ INLINE void sum_heads_row(DType t, void *out, const void *x, int64_t heads, int6
     }
 }
 
-static void sum_heads(Backend *be, Tensor out, Tensor x) {
-    (void)be;
+void cpu_sum_heads(Backend *be, Tensor out, Tensor x) {
 #pragma omp parallel for schedule(static)
     for (int64_t n = 0; n < x.shape[0]; n++)
         BY_DTYPE(x.dtype, sum_heads_row, at(x.dtype, out.data, n * out.stride[0]), at(x.dtype, x.data, n * x.stride[0]),
@@ -96,8 +92,7 @@ INLINE void gelu_row(DType t, void *out, const void *x, int64_t n) {
     }
 }
 
-static void gelu(Backend *be, Tensor out, Tensor x) {
-    (void)be;
+void cpu_gelu(Backend *be, Tensor out, Tensor x) {
     Sweep sweep = sweep_over(2, (Tensor[]){out, x});
 #pragma omp parallel for schedule(static) if (sweep.chunks > 1)
     for (int64_t i = 0; i < sweep.chunks; i++) {
@@ -117,8 +112,7 @@ INLINE void gelu_grad_row(DType t, void *dx, const void *dout, const void *x, in
     }
 }
 
-static void gelu_grad(Backend *be, Tensor dx, Tensor dout, Tensor x) {
-    (void)be;
+void cpu_gelu_grad(Backend *be, Tensor dx, Tensor dout, Tensor x) {
     Sweep sweep = sweep_over(3, (Tensor[]){dx, dout, x});
 #pragma omp parallel for schedule(static) if (sweep.chunks > 1)
     for (int64_t i = 0; i < sweep.chunks; i++) {
@@ -137,8 +131,7 @@ INLINE void swiglu_row(DType t, void *out, const void *gate, const void *up, int
     }
 }
 
-static void swiglu(Backend *be, Tensor out, Tensor x) {
-    (void)be;
+void cpu_swiglu(Backend *be, Tensor out, Tensor x) {
     int64_t F = out.shape[1];
     Sweep sweep = sweep_over(3, (Tensor[]){out, tensor_slice(x, 1, 0, F), tensor_slice(x, 1, F, F)});
 #pragma omp parallel for schedule(static) if (sweep.chunks > 1)
@@ -160,8 +153,7 @@ INLINE void swiglu_grad_row(DType t, void *dgate, void *dup, const void *dout, c
     }
 }
 
-static void swiglu_grad(Backend *be, Tensor dx, Tensor dout, Tensor x) {
-    (void)be;
+void cpu_swiglu_grad(Backend *be, Tensor dx, Tensor dout, Tensor x) {
     int64_t F = dout.shape[1];
     Sweep sweep = sweep_over(5, (Tensor[]){tensor_slice(dx, 1, 0, F), tensor_slice(dx, 1, F, F), dout,
                                            tensor_slice(x, 1, 0, F), tensor_slice(x, 1, F, F)});
@@ -170,15 +162,4 @@ static void swiglu_grad(Backend *be, Tensor dx, Tensor dout, Tensor x) {
         Chunk c = sweep_chunk(&sweep, i);
         BY_DTYPE(x.dtype, swiglu_grad_row, c.row[0], c.row[1], c.row[2], c.row[3], c.row[4], c.n);
     }
-}
-
-void cpu_fill_elementwise(BackendOps *ops) {
-    ops->fill = fill;
-    ops->copy = copy;
-    ops->scale = scale;
-    ops->sum_heads = sum_heads;
-    ops->gelu = gelu;
-    ops->gelu_grad = gelu_grad;
-    ops->swiglu = swiglu;
-    ops->swiglu_grad = swiglu_grad;
 }

@@ -32,8 +32,7 @@ INLINE float loss_of_row(DType t, const void *x, int64_t n, int32_t target) {
     return logf(s.sum) + (s.max - load(t, x, target));
 }
 
-static void cross_entropy(Backend *be, Tensor loss, Tensor logits, Tensor targets) {
-    (void)be;
+void cpu_cross_entropy(Backend *be, Tensor loss, Tensor logits, Tensor targets) {
     int64_t N = logits.shape[0], V = logits.shape[1];
     float *losses = loss.data;
     const int32_t *target = targets.data;
@@ -56,8 +55,7 @@ INLINE float loss_grad_of_row(DType t, void *x, int64_t n, int32_t target, float
     return logf(s.sum) + (s.max - at_target);
 }
 
-static void cross_entropy_grad(Backend *be, Tensor loss, Tensor logits, Tensor targets, float scale) {
-    (void)be;
+void cpu_cross_entropy_grad(Backend *be, Tensor loss, Tensor logits, Tensor targets, float scale) {
     int64_t N = logits.shape[0], V = logits.shape[1];
     float *losses = loss.data;
     const int32_t *target = targets.data;
@@ -115,23 +113,16 @@ static double sum_over(Backend *be, Tensor x, RowSum *of_row) {
     return total;
 }
 
-static void sum(Backend *be, Tensor total, Tensor x) {
+void cpu_sum(Backend *be, Tensor total, Tensor x) {
     float *t = total.data;
     t[0] = (float)((double)t[0] + sum_over(be, x, row_sum));
 }
 
-static void sum_squares(Backend *be, Tensor total, Tensor x) {
+void cpu_sum_squares(Backend *be, Tensor total, Tensor x) {
     float *t = total.data;
-    t[0] = (float)((double)t[0] + cpu_sum_squares(be, x));
+    t[0] = (float)((double)t[0] + cpu_total_of_squares(be, x));
 }
 
-double cpu_sum_squares(Backend *be, Tensor x) {
+double cpu_total_of_squares(Backend *be, Tensor x) {
     return sum_over(be, x, row_sum_of_squares);
-}
-
-void cpu_fill_loss(BackendOps *ops) {
-    ops->cross_entropy = cross_entropy;
-    ops->cross_entropy_grad = cross_entropy_grad;
-    ops->sum = sum;
-    ops->sum_squares = sum_squares;
 }

@@ -38,8 +38,7 @@ INLINE Moments layernorm_row(DType t, void *out, const void *x, const float *w, 
     return (Moments){mean, rstd};
 }
 
-static void layernorm(Backend *be, Tensor out, Tensor mean, Tensor rstd, Tensor x, Tensor w, Tensor bias, float eps) {
-    (void)be;
+void cpu_layernorm(Backend *be, Tensor out, Tensor mean, Tensor rstd, Tensor x, Tensor w, Tensor bias, float eps) {
     int64_t N = x.shape[0], C = x.shape[1];
     float *means = mean.data, *rstds = rstd.data;
 #pragma omp parallel for schedule(static)
@@ -72,8 +71,8 @@ INLINE void layernorm_grad_row(DType t, void *dx, float *dw, float *dbias, const
     }
 }
 
-static void layernorm_grad(Backend *be, Tensor dx, Tensor dw, Tensor dbias, Tensor dout, Tensor x, Tensor mean,
-                           Tensor rstd, Tensor w) {
+void cpu_layernorm_grad(Backend *be, Tensor dx, Tensor dw, Tensor dbias, Tensor dout, Tensor x, Tensor mean,
+                        Tensor rstd, Tensor w) {
     DType dtype = x.dtype;
     int64_t N = x.shape[0], C = x.shape[1];
     const float *means = mean.data, *rstds = rstd.data;
@@ -110,8 +109,7 @@ INLINE float rmsnorm_row(DType t, void *out, const void *x, const float *w, int6
     return rstd;
 }
 
-static void rmsnorm(Backend *be, Tensor out, Tensor rstd, Tensor x, Tensor w, float eps) {
-    (void)be;
+void cpu_rmsnorm(Backend *be, Tensor out, Tensor rstd, Tensor x, Tensor w, float eps) {
     int64_t C = x.shape[x.ndim - 1], rows = tensor_numel(rstd);
     float *rstds = rstd.data;
 #pragma omp parallel for schedule(static)
@@ -137,7 +135,7 @@ INLINE void rmsnorm_grad_row(DType t, void *dx, float *dw, const void *dout, con
     }
 }
 
-static void rmsnorm_grad(Backend *be, Tensor dx, Tensor dw, Tensor dout, Tensor x, Tensor rstd, Tensor w) {
+void cpu_rmsnorm_grad(Backend *be, Tensor dx, Tensor dw, Tensor dout, Tensor x, Tensor rstd, Tensor w) {
     int64_t C = x.shape[x.ndim - 1], rows = tensor_numel(rstd);
     const float *rstds = rstd.data;
 #pragma omp parallel num_threads(be->threads)
@@ -165,8 +163,7 @@ INLINE float square_of_row(DType t, const void *x, int64_t n) {
 
 /* Squares are not negative: they are ordered as their bits are, and a NaN's, with its sign off, are above infinity's.
  * So a maximum of integers keeps the NaN. */
-static void max_norm(Backend *be, Tensor max, Tensor x) {
-    (void)be;
+void cpu_max_norm(Backend *be, Tensor max, Tensor x) {
     int32_t largest = 0;
     float *held = max.data;
 #pragma omp parallel for schedule(static) reduction(max : largest)
@@ -177,12 +174,4 @@ static void max_norm(Backend *be, Tensor max, Tensor x) {
     }
     float norm = sqrtf(float_from_bits((uint32_t)largest));
     if (norm > *held || isnan(norm)) *held = norm;
-}
-
-void cpu_fill_norm(BackendOps *ops) {
-    ops->layernorm = layernorm;
-    ops->layernorm_grad = layernorm_grad;
-    ops->rmsnorm = rmsnorm;
-    ops->rmsnorm_grad = rmsnorm_grad;
-    ops->max_norm = max_norm;
 }

@@ -35,8 +35,7 @@ INLINE void adamw_row_to(DType t, float *w, void *w_copy, float *m, float *v, co
         adamw_row(DECAY_ALL, t, w, w_copy, m, v, g, n, s);
 }
 
-static void adamw(Backend *be, Tensor w, Tensor w_copy, Tensor m, Tensor v, Tensor g, AdamwStep s) {
-    (void)be;
+void cpu_adamw(Backend *be, Tensor w, Tensor w_copy, Tensor m, Tensor v, Tensor g, AdamwStep s) {
     Tensor second = tensor_present(w_copy) ? w_copy : w;
     Sweep sweep = sweep_over(5, (Tensor[]){w, second, m, v, g});
 #pragma omp parallel for schedule(static) if (sweep.chunks > 1)
@@ -71,8 +70,7 @@ INLINE void momentum_row_to(DType t, void *u, float *m, const float *g, int64_t 
         momentum_row(AS_IT_IS, t, u, m, g, n, s);
 }
 
-static void momentum(Backend *be, Tensor u, Tensor m, Tensor g, MomentumStep s) {
-    (void)be;
+void cpu_momentum(Backend *be, Tensor u, Tensor m, Tensor g, MomentumStep s) {
     s.add *= s.grad_scale;
     s.fresh *= s.grad_scale;
     Sweep sweep = sweep_over(3, (Tensor[]){u, m, g});
@@ -142,8 +140,7 @@ static void adapt_by_rows(Tensor out, Tensor v, Tensor x, AdaptStep s) {
         BY_DTYPE(out.dtype, adapt_row_to, x.dtype, row_of(out, r), row_of(v, r), row_of(x, r), n, s);
 }
 
-static void adapt(Backend *be, Tensor out, Tensor v, Tensor x, AdaptStep s) {
-    (void)be;
+void cpu_adapt(Backend *be, Tensor out, Tensor v, Tensor x, AdaptStep s) {
     Tensor to = tensor_pad_4d(out), second = tensor_pad_4d(v), from = tensor_pad_4d(x);
     if (second.shape[3] == from.shape[3])
         adapt_by_elements(to, second, from, s);
@@ -166,7 +163,7 @@ INLINE void scaled_row_to(DType to, DType from, void *out, const void *x, int64_
 }
 
 static void normalize_matrix(Backend *be, Tensor out, Tensor x, float eps) {
-    float factor = (float)(1.0 / (sqrt(cpu_sum_squares(be, x)) + (double)eps));
+    float factor = (float)(1.0 / (sqrt(cpu_total_of_squares(be, x)) + (double)eps));
     Sweep sweep = sweep_over(2, (Tensor[]){out, x});
 #pragma omp parallel for schedule(static) if (sweep.chunks > 1)
     for (int64_t i = 0; i < sweep.chunks; i++) {
@@ -175,7 +172,7 @@ static void normalize_matrix(Backend *be, Tensor out, Tensor x, float eps) {
     }
 }
 
-static void normalize(Backend *be, Tensor out, Tensor x, float eps) {
+void cpu_normalize(Backend *be, Tensor out, Tensor x, float eps) {
     Tensor to = tensor_pad_4d(out), from = tensor_pad_4d(x);
     for (int64_t a = 0; a < to.shape[0]; a++)
         for (int64_t b = 0; b < to.shape[1]; b++)
@@ -208,8 +205,7 @@ INLINE void update_row_by(DType copy, DType t, float *w, void *w_copy, const voi
         update_row_from(copy, DTYPE_BF16, w, w_copy, update, n, s);
 }
 
-static void apply_update(Backend *be, Tensor w, Tensor w_copy, Tensor update, UpdateStep s) {
-    (void)be;
+void cpu_apply_update(Backend *be, Tensor w, Tensor w_copy, Tensor update, UpdateStep s) {
     Tensor second = tensor_present(w_copy) ? w_copy : w;
     Sweep sweep = sweep_over(3, (Tensor[]){w, second, update});
 #pragma omp parallel for schedule(static) if (sweep.chunks > 1)
@@ -217,12 +213,4 @@ static void apply_update(Backend *be, Tensor w, Tensor w_copy, Tensor update, Up
         Chunk c = sweep_chunk(&sweep, i);
         BY_DTYPE(second.dtype, update_row_by, update.dtype, c.row[0], c.row[1], c.row[2], c.n, s);
     }
-}
-
-void cpu_fill_optimizer(BackendOps *ops) {
-    ops->adamw = adamw;
-    ops->momentum = momentum;
-    ops->adapt = adapt;
-    ops->normalize = normalize;
-    ops->apply_update = apply_update;
 }

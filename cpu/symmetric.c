@@ -56,7 +56,7 @@ static void mirror(Backend *be, Tensor out, int64_t block) {
         }
 }
 
-static void matmul_symmetric(Backend *be, Tensor out, Tensor a, Tensor addend, MatmulScale s) {
+void cpu_matmul_symmetric(Backend *be, Tensor out, Tensor a, Tensor addend, MatmulScale s) {
     const int64_t n = out.shape[out.ndim - 1], block = block_rows(n);
     for (int64_t r = 0; r < n; r += block) {
         int64_t rows = smaller(block, n - r), columns = r + rows;
@@ -65,8 +65,4 @@ static void matmul_symmetric(Backend *be, Tensor out, Tensor a, Tensor addend, M
                        first_columns(row_range(addend, r, rows), columns), s);
     }
     if (n > block) mirror(be, out, block);
-}
-
-void cpu_fill_symmetric(BackendOps *ops) {
-    ops->matmul_symmetric = matmul_symmetric;
 }

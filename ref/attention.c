@@ -97,8 +97,8 @@ static void row_out(Tensor out, Tensor q, Tensor k, Tensor v, int64_t i, double 
     store_row(out, i, sum, 1);
 }
 
-static void ref_attention(Backend *be, Tensor out, Tensor lse, Tensor max_logit, Tensor max_abs, Tensor q, Tensor k,
-                          Tensor v, AttentionParams p) {
+void ref_attention(Backend *be, Tensor out, Tensor lse, Tensor max_logit, Tensor max_abs, Tensor q, Tensor k, Tensor v,
+                   AttentionParams p) {
     if (!fits(be, "attention", q, k, v)) return;
     int64_t H = q.shape[2], group = H / k.shape[2];
     const bool watched = tensor_present(max_logit);
@@ -162,8 +162,8 @@ static void grad_key_head(Tensor dk, Tensor dv, const HeadGrad *heads, int64_t g
     }
 }
 
-static void ref_attention_grad(Backend *be, Tensor dq, Tensor dk, Tensor dv, Tensor dout, Tensor out, Tensor lse,
-                               Tensor q, Tensor k, Tensor v, AttentionParams p) {
+void ref_attention_grad(Backend *be, Tensor dq, Tensor dk, Tensor dv, Tensor dout, Tensor out, Tensor lse, Tensor q,
+                        Tensor k, Tensor v, AttentionParams p) {
     if (!fits(be, "attention_grad", q, k, v)) return;
     int64_t K = k.shape[2], group = q.shape[2] / K;
     for (int64_t b = 0; b < q.shape[0]; b++)
@@ -198,8 +198,7 @@ static void note_logit(Tensor peak, Tensor place, int64_t h, int which, float va
     for (int i = 0; i < 3; i++) set3(place, h, which, i, (double)pair[i]);
 }
 
-static void ref_logit_census(Backend *be, Tensor peak, Tensor place, Tensor above, Tensor q, Tensor k, CensusParams p) {
-    (void)be;
+void ref_logit_census(Backend *be, Tensor peak, Tensor place, Tensor above, Tensor q, Tensor k, CensusParams p) {
     int64_t H = q.shape[2], group = H / k.shape[2];
     for (int64_t b = 0; b < q.shape[0]; b++)
         for (int64_t h = 0; h < H; h++) {
@@ -217,10 +216,4 @@ static void ref_logit_census(Backend *be, Tensor peak, Tensor place, Tensor abov
             }
             add1(above, h, count);
         }
-}
-
-void ref_fill_attention(BackendOps *ops) {
-    ops->attention = ref_attention;
-    ops->attention_grad = ref_attention_grad;
-    ops->logit_census = ref_logit_census;
 }
