@@ -19,9 +19,17 @@
 
 #include "ops/backend.h"
 
-/* The ops, cpu_fill to cpu_apply_update: each has its wrapper's type. */
-#define X(ID, slot, need) __typeof__(op_##slot) cpu_##slot;
-PLAIN_OP_LIST(X)
+/* Ops that do not stay as ref has them: cpu_fill, cpu_copy, ..., each of its wrapper's type. */
+#define CPU_OP_LIST(X)                                                                                                 \
+    X(fill)                                                                                                            \
+    X(copy) X(scale) X(matmul) X(matmul_symmetric) X(linear) X(linear_grad_input) X(linear_grad_weight) X(layernorm)   \
+        X(layernorm_grad) X(rmsnorm) X(rmsnorm_grad) X(max_norm) X(embed) X(embed_grad) X(rope) X(rope_grad)           \
+            X(sum_heads) X(attention) X(attention_grad) X(logit_census) X(gelu) X(gelu_grad) X(swiglu) X(swiglu_grad)  \
+                X(cross_entropy) X(cross_entropy_grad) X(sum) X(sum_squares) X(adamw) X(momentum) X(adapt)             \
+                    X(normalize) X(apply_update)
+
+#define X(slot) __typeof__(op_##slot) cpu_##slot;
+CPU_OP_LIST(X)
 #undef X
 #pragma GCC diagnostic ignored "-Wunused-parameter" /* a slot's type is given: not every op looks at its backend */
 

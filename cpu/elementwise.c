@@ -12,12 +12,7 @@ INLINE void fill_row(DType t, void *x, int64_t n, float value) {
 }
 
 void cpu_fill(Backend *be, Tensor x, float value) {
-    Sweep sweep = sweep_over(1, (Tensor[]){x});
-#pragma omp parallel for schedule(static) if (sweep.chunks > 1)
-    for (int64_t i = 0; i < sweep.chunks; i++) {
-        Chunk c = sweep_chunk(&sweep, i);
-        BY_DTYPE(x.dtype, fill_row, c.row[0], c.n, value);
-    }
+    FOR_CHUNKS(c, BY_DTYPE(x.dtype, fill_row, c.row[0], c.n, value), x);
 }
 
 INLINE void convert_row(DType from, DType to, void *dst, const void *src, int64_t n) {
@@ -35,12 +30,7 @@ static void copy_row(DType from, DType to, void *dst, const void *src, int64_t n
 }
 
 void cpu_copy(Backend *be, Tensor dst, Tensor src) {
-    Sweep sweep = sweep_over(2, (Tensor[]){dst, src});
-#pragma omp parallel for schedule(static) if (sweep.chunks > 1)
-    for (int64_t i = 0; i < sweep.chunks; i++) {
-        Chunk c = sweep_chunk(&sweep, i);
-        copy_row(src.dtype, dst.dtype, c.row[0], c.row[1], c.n);
-    }
+    FOR_CHUNKS(c, copy_row(src.dtype, dst.dtype, c.row[0], c.row[1], c.n), dst, src);
 }
 
 INLINE void scale_row(DType t, void *x, int64_t n, float factor) {
@@ -49,12 +39,7 @@ INLINE void scale_row(DType t, void *x, int64_t n, float factor) {
 }
 
 void cpu_scale(Backend *be, Tensor x, float factor) {
-    Sweep sweep = sweep_over(1, (Tensor[]){x});
-#pragma omp parallel for schedule(static) if (sweep.chunks > 1)
-    for (int64_t i = 0; i < sweep.chunks; i++) {
-        Chunk c = sweep_chunk(&sweep, i);
-        BY_DTYPE(x.dtype, scale_row, c.row[0], c.n, factor);
-    }
+    FOR_CHUNKS(c, BY_DTYPE(x.dtype, scale_row, c.row[0], c.n, factor), x);
 }
 
 /* A piece of one row at a time, so that its sums stay in fp32 and in the L1 cache. */
@@ -93,12 +78,7 @@ INLINE void gelu_row(DType t, void *out, const void *x, int64_t n) {
 }
 
 void cpu_gelu(Backend *be, Tensor out, Tensor x) {
-    Sweep sweep = sweep_over(2, (Tensor[]){out, x});
-#pragma omp parallel for schedule(static) if (sweep.chunks > 1)
-    for (int64_t i = 0; i < sweep.chunks; i++) {
-        Chunk c = sweep_chunk(&sweep, i);
-        BY_DTYPE(x.dtype, gelu_row, c.row[0], c.row[1], c.n);
-    }
+    FOR_CHUNKS(c, BY_DTYPE(x.dtype, gelu_row, c.row[0], c.row[1], c.n), out, x);
 }
 
 /* (x s(2u))' = s + x s (1-s) (2u)' */
@@ -113,12 +93,7 @@ INLINE void gelu_grad_row(DType t, void *dx, const void *dout, const void *x, in
 }
 
 void cpu_gelu_grad(Backend *be, Tensor dx, Tensor dout, Tensor x) {
-    Sweep sweep = sweep_over(3, (Tensor[]){dx, dout, x});
-#pragma omp parallel for schedule(static) if (sweep.chunks > 1)
-    for (int64_t i = 0; i < sweep.chunks; i++) {
-        Chunk c = sweep_chunk(&sweep, i);
-        BY_DTYPE(x.dtype, gelu_grad_row, c.row[0], c.row[1], c.row[2], c.n);
-    }
+    FOR_CHUNKS(c, BY_DTYPE(x.dtype, gelu_grad_row, c.row[0], c.row[1], c.row[2], c.n), dx, dout, x);
 }
 
 /* ---- swiglu ----------------------------------------------------------------------------------------------------- */
@@ -133,12 +108,8 @@ INLINE void swiglu_row(DType t, void *out, const void *gate, const void *up, int
 
 void cpu_swiglu(Backend *be, Tensor out, Tensor x) {
     int64_t F = out.shape[1];
-    Sweep sweep = sweep_over(3, (Tensor[]){out, tensor_slice(x, 1, 0, F), tensor_slice(x, 1, F, F)});
-#pragma omp parallel for schedule(static) if (sweep.chunks > 1)
-    for (int64_t i = 0; i < sweep.chunks; i++) {
-        Chunk c = sweep_chunk(&sweep, i);
-        BY_DTYPE(x.dtype, swiglu_row, c.row[0], c.row[1], c.row[2], c.n);
-    }
+    FOR_CHUNKS(c, BY_DTYPE(x.dtype, swiglu_row, c.row[0], c.row[1], c.row[2], c.n), out, tensor_slice(x, 1, 0, F),
+               tensor_slice(x, 1, F, F));
 }
 
 /* silu'(g) = s + g s (1-s) with s = sigmoid(g). */
@@ -155,11 +126,7 @@ INLINE void swiglu_grad_row(DType t, void *dgate, void *dup, const void *dout, c
 
 void cpu_swiglu_grad(Backend *be, Tensor dx, Tensor dout, Tensor x) {
     int64_t F = dout.shape[1];
-    Sweep sweep = sweep_over(5, (Tensor[]){tensor_slice(dx, 1, 0, F), tensor_slice(dx, 1, F, F), dout,
-                                           tensor_slice(x, 1, 0, F), tensor_slice(x, 1, F, F)});
-#pragma omp parallel for schedule(static) if (sweep.chunks > 1)
-    for (int64_t i = 0; i < sweep.chunks; i++) {
-        Chunk c = sweep_chunk(&sweep, i);
-        BY_DTYPE(x.dtype, swiglu_grad_row, c.row[0], c.row[1], c.row[2], c.row[3], c.row[4], c.n);
-    }
+    FOR_CHUNKS(c, BY_DTYPE(x.dtype, swiglu_grad_row, c.row[0], c.row[1], c.row[2], c.row[3], c.row[4], c.n),
+               tensor_slice(dx, 1, 0, F), tensor_slice(dx, 1, F, F), dout, tensor_slice(x, 1, 0, F),
+               tensor_slice(x, 1, F, F));
 }

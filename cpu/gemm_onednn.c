@@ -277,7 +277,7 @@ static void name_implementation(Library *lib, DType dtype, char *name, size_t si
 
 Status cpu_library_open(Backend *be) {
     Library *lib = calloc(1, sizeof *lib);
-    if (!lib) return status_error(STATUS_OUT_OF_MEMORY, "no memory for oneDNN's primitives");
+    if (!lib) return NO_MEMORY("no memory for oneDNN's primitives");
     if (dnnl_engine_create(&lib->engine, dnnl_cpu, 0) ||
         dnnl_stream_create(&lib->stream, lib->engine, dnnl_stream_default_flags)) {
         if (lib->engine) dnnl_engine_destroy(lib->engine);

@@ -28,7 +28,7 @@ INLINE void adamw_row(Decay decay, DType t, float *w, void *w_copy, float *m, fl
     }
 }
 
-INLINE void adamw_row_to(DType t, float *w, void *w_copy, float *m, float *v, const float *g, int64_t n, AdamwStep s) {
+INLINE void adamw_row_as(DType t, float *w, void *w_copy, float *m, float *v, const float *g, int64_t n, AdamwStep s) {
     if (s.cautious)
         adamw_row(DECAY_CAUTIOUS, t, w, w_copy, m, v, g, n, s);
     else
@@ -37,12 +37,8 @@ INLINE void adamw_row_to(DType t, float *w, void *w_copy, float *m, float *v, co
 
 void cpu_adamw(Backend *be, Tensor w, Tensor w_copy, Tensor m, Tensor v, Tensor g, AdamwStep s) {
     Tensor second = tensor_present(w_copy) ? w_copy : w;
-    Sweep sweep = sweep_over(5, (Tensor[]){w, second, m, v, g});
-#pragma omp parallel for schedule(static) if (sweep.chunks > 1)
-    for (int64_t i = 0; i < sweep.chunks; i++) {
-        Chunk c = sweep_chunk(&sweep, i);
-        BY_DTYPE(second.dtype, adamw_row_to, c.row[0], c.row[1], c.row[2], c.row[3], c.row[4], c.n, s);
-    }
+    FOR_CHUNKS(c, BY_DTYPE(second.dtype, adamw_row_as, c.row[0], c.row[1], c.row[2], c.row[3], c.row[4], c.n, s), w,
+               second, m, v, g);
 }
 
 /* ---- momentum --------------------------------------------------------------------------------------------------- */
@@ -63,7 +59,7 @@ INLINE void momentum_row(Outcome outcome, DType t, void *u, float *m, const floa
     }
 }
 
-INLINE void momentum_row_to(DType t, void *u, float *m, const float *g, int64_t n, MomentumStep s) {
+INLINE void momentum_row_as(DType t, void *u, float *m, const float *g, int64_t n, MomentumStep s) {
     if (s.sign)
         momentum_row(SIGN, t, u, m, g, n, s);
     else
@@ -73,12 +69,7 @@ INLINE void momentum_row_to(DType t, void *u, float *m, const float *g, int64_t 
 void cpu_momentum(Backend *be, Tensor u, Tensor m, Tensor g, MomentumStep s) {
     s.add *= s.grad_scale;
     s.fresh *= s.grad_scale;
-    Sweep sweep = sweep_over(3, (Tensor[]){u, m, g});
-#pragma omp parallel for schedule(static) if (sweep.chunks > 1)
-    for (int64_t i = 0; i < sweep.chunks; i++) {
-        Chunk c = sweep_chunk(&sweep, i);
-        BY_DTYPE(u.dtype, momentum_row_to, c.row[0], c.row[1], c.row[2], c.n, s);
-    }
+    FOR_CHUNKS(c, BY_DTYPE(u.dtype, momentum_row_as, c.row[0], c.row[1], c.row[2], c.n, s), u, m, g);
 }
 
 /* ---- second moments of updates ---------------------------------------------------------------------------------- */
@@ -104,27 +95,8 @@ INLINE void adapt_row(DType from, DType to, void *out, float *v, const void *x, 
     for (int64_t i = 0; i < n; i++) store(to, out, i, load(from, x, i) / divisor);
 }
 
-INLINE void adapt_elements_to(DType to, DType from, void *out, float *v, const void *x, int64_t n, AdaptStep s) {
-    if (from == DTYPE_F32)
-        adapt_elements(DTYPE_F32, to, out, v, x, n, s);
-    else
-        adapt_elements(DTYPE_BF16, to, out, v, x, n, s);
-}
-
-INLINE void adapt_row_to(DType to, DType from, void *out, float *v, const void *x, int64_t n, AdaptStep s) {
-    if (from == DTYPE_F32)
-        adapt_row(DTYPE_F32, to, out, v, x, n, s);
-    else
-        adapt_row(DTYPE_BF16, to, out, v, x, n, s);
-}
-
 static void adapt_by_elements(Tensor out, Tensor v, Tensor x, AdaptStep s) {
-    Sweep sweep = sweep_over(3, (Tensor[]){out, v, x});
-#pragma omp parallel for schedule(static) if (sweep.chunks > 1)
-    for (int64_t i = 0; i < sweep.chunks; i++) {
-        Chunk c = sweep_chunk(&sweep, i);
-        BY_DTYPE(out.dtype, adapt_elements_to, x.dtype, c.row[0], c.row[1], c.row[2], c.n, s);
-    }
+    FOR_CHUNKS(c, BY_DTYPES(x.dtype, out.dtype, adapt_elements, c.row[0], c.row[1], c.row[2], c.n, s), out, v, x);
 }
 
 /* Row r of a 4-d tensor. */
@@ -137,7 +109,7 @@ static void adapt_by_rows(Tensor out, Tensor v, Tensor x, AdaptStep s) {
     int64_t rows = x.shape[0] * x.shape[1] * x.shape[2], n = x.shape[3];
 #pragma omp parallel for schedule(static) if (rows * n > SWEEP_CHUNK)
     for (int64_t r = 0; r < rows; r++)
-        BY_DTYPE(out.dtype, adapt_row_to, x.dtype, row_of(out, r), row_of(v, r), row_of(x, r), n, s);
+        BY_DTYPES(x.dtype, out.dtype, adapt_row, row_of(out, r), row_of(v, r), row_of(x, r), n, s);
 }
 
 void cpu_adapt(Backend *be, Tensor out, Tensor v, Tensor x, AdaptStep s) {
@@ -155,21 +127,9 @@ INLINE void scaled_row(DType from, DType to, void *out, const void *x, int64_t n
     for (int64_t i = 0; i < n; i++) store(to, out, i, factor * load(from, x, i));
 }
 
-INLINE void scaled_row_to(DType to, DType from, void *out, const void *x, int64_t n, float factor) {
-    if (from == DTYPE_F32)
-        scaled_row(DTYPE_F32, to, out, x, n, factor);
-    else
-        scaled_row(DTYPE_BF16, to, out, x, n, factor);
-}
-
 static void normalize_matrix(Backend *be, Tensor out, Tensor x, float eps) {
     float factor = (float)(1.0 / (sqrt(cpu_total_of_squares(be, x)) + (double)eps));
-    Sweep sweep = sweep_over(2, (Tensor[]){out, x});
-#pragma omp parallel for schedule(static) if (sweep.chunks > 1)
-    for (int64_t i = 0; i < sweep.chunks; i++) {
-        Chunk c = sweep_chunk(&sweep, i);
-        BY_DTYPE(out.dtype, scaled_row_to, x.dtype, c.row[0], c.row[1], c.n, factor);
-    }
+    FOR_CHUNKS(c, BY_DTYPES(x.dtype, out.dtype, scaled_row, c.row[0], c.row[1], c.n, factor), out, x);
 }
 
 void cpu_normalize(Backend *be, Tensor out, Tensor x, float eps) {
@@ -191,26 +151,15 @@ INLINE void update_row(Decay decay, DType copy, DType t, float *w, void *w_copy,
     }
 }
 
-INLINE void update_row_from(DType copy, DType t, float *w, void *w_copy, const void *update, int64_t n, UpdateStep s) {
+INLINE void update_row_as(DType copy, DType t, float *w, void *w_copy, const void *update, int64_t n, UpdateStep s) {
     if (s.cautious)
         update_row(DECAY_CAUTIOUS, copy, t, w, w_copy, update, n, s);
     else
         update_row(DECAY_ALL, copy, t, w, w_copy, update, n, s);
 }
 
-INLINE void update_row_by(DType copy, DType t, float *w, void *w_copy, const void *update, int64_t n, UpdateStep s) {
-    if (t == DTYPE_F32)
-        update_row_from(copy, DTYPE_F32, w, w_copy, update, n, s);
-    else
-        update_row_from(copy, DTYPE_BF16, w, w_copy, update, n, s);
-}
-
 void cpu_apply_update(Backend *be, Tensor w, Tensor w_copy, Tensor update, UpdateStep s) {
     Tensor second = tensor_present(w_copy) ? w_copy : w;
-    Sweep sweep = sweep_over(3, (Tensor[]){w, second, update});
-#pragma omp parallel for schedule(static) if (sweep.chunks > 1)
-    for (int64_t i = 0; i < sweep.chunks; i++) {
-        Chunk c = sweep_chunk(&sweep, i);
-        BY_DTYPE(second.dtype, update_row_by, update.dtype, c.row[0], c.row[1], c.row[2], c.n, s);
-    }
+    FOR_CHUNKS(c, BY_DTYPES(second.dtype, update.dtype, update_row_as, c.row[0], c.row[1], c.row[2], c.n, s), w, second,
+               update);
 }

@@ -25,6 +25,13 @@
 #define BY_DTYPE(dtype, function, ...)                                                                                 \
     ((dtype) == DTYPE_F32 ? function(DTYPE_F32, __VA_ARGS__) : function(DTYPE_BF16, __VA_ARGS__))
 
+/* The same of two dtypes. */
+#define BY_DTYPES(first, second, function, ...)                                                                        \
+    ((first) == DTYPE_F32 ? BY_SECOND(second, function, DTYPE_F32, __VA_ARGS__)                                        \
+                          : BY_SECOND(second, function, DTYPE_BF16, __VA_ARGS__))
+#define BY_SECOND(dtype, function, first, ...)                                                                         \
+    ((dtype) == DTYPE_F32 ? function(first, DTYPE_F32, __VA_ARGS__) : function(first, DTYPE_BF16, __VA_ARGS__))
+
 /* ---- rows ------------------------------------------------------------------------------------------------------- */
 
 INLINE float load(DType t, const void *row, int64_t i) {

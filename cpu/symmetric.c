@@ -1,9 +1,6 @@
-/* Symmetric products, a·aᵀ, at little more than half the work: the library multiplies the blocks on and below the
- * diagonal, row of blocks after row of blocks, and what is above is copied from below.
- *
- *      | d . . . |      d, x   computed: for each row of blocks one product of its rows of a with all rows up to its
- * own | x d . . |      .      mirrored | x x d . | | x x x d |      (blocks + 1) / (2 blocks) of the work; 4 blocks are
- * enough, more make products too small
+/* Symmetric products, a·aᵀ, at little more than half the work. The library multiplies the blocks on and below the
+ * diagonal: for each row of blocks one product of its rows of a with all rows up to its own. What is above is copied
+ * from below. That is (blocks + 1) / (2 blocks) of the work; 4 blocks are enough, more make products too small.
  */
 #include "base/integer.h"
 #include "cpu/cpu.h"

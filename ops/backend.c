@@ -82,10 +82,9 @@ static Status out_of_memory(Backend *be, int64_t bytes, const char *purpose, con
     if (be->planned_bytes > 0)
         snprintf(of_planned, sizeof of_planned, " of %s that the run plans in all",
                  describe_bytes(be->planned_bytes, planned, sizeof planned));
-    return status_error(STATUS_OUT_OF_MEMORY,
-                        "out of memory on device %s: %s needs %s%s, and %s is free; %s (--dry-run shows the plan)",
-                        be->name, purpose, describe_bytes(bytes, asked, sizeof asked), of_planned,
-                        describe_bytes(free_now, left, sizeof left), remedy ? remedy : general_remedy);
+    return NO_MEMORY("out of memory on device %s: %s needs %s%s, and %s is free; %s (--dry-run shows the plan)",
+                     be->name, purpose, describe_bytes(bytes, asked, sizeof asked), of_planned,
+                     describe_bytes(free_now, left, sizeof left), remedy ? remedy : general_remedy);
 }
 
 Status backend_alloc_for(Backend *be, void **memory, int64_t bytes, const char *purpose, const char *remedy) {

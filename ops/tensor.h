@@ -35,6 +35,7 @@ int64_t dtype_size(DType dtype);
 const char *dtype_name(DType dtype);
 
 /* Contiguous, row-major views of `data`. */
+Tensor tensor_of(void *data, DType dtype, int ndim, const int64_t *shape);
 Tensor tensor_1d(void *data, DType dtype, int64_t a);
 Tensor tensor_2d(void *data, DType dtype, int64_t a, int64_t b);
 Tensor tensor_3d(void *data, DType dtype, int64_t a, int64_t b, int64_t c);

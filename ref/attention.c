@@ -28,10 +28,9 @@ static bool fits(Backend *be, const char *op, Tensor q, Tensor k, Tensor v) {
     int64_t size = larger(q.shape[3], v.shape[3]), group = q.shape[2] / k.shape[2];
     if (size <= MAX_HEAD_SIZE && group <= MAX_GROUP) return true;
     backend_fail(be, op,
-                 status_error(STATUS_BAD_INPUT,
-                              "head size %lld with %lld query heads to a key head is more than the %d and %d that it "
-                              "can do; use device=cpu",
-                              (long long)size, (long long)group, MAX_HEAD_SIZE, MAX_GROUP));
+                 BAD_INPUT("head size %lld with %lld query heads to a key head is more than the %d and %d that it "
+                           "can do; use device=cpu",
+                           (long long)size, (long long)group, MAX_HEAD_SIZE, MAX_GROUP));
     return false;
 }
 
