@@ -66,34 +66,17 @@ void cpu_cross_entropy_grad(Backend *be, Tensor loss, Tensor logits, Tensor targ
 
 /* ---- sums ------------------------------------------------------------------------------------------------------- */
 
-INLINE double sum_of_row(DType t, const void *x, int64_t n) {
-    double sum = 0;
-#pragma omp simd reduction(+ : sum)
-    for (int64_t i = 0; i < n; i++) sum += (double)load(t, x, i);
-    return sum;
-}
-
-INLINE double sum_of_squares_of_row(DType t, const void *x, int64_t n) {
+INLINE double sum_of_row(DType t, const void *x, int64_t n, bool squared) {
     double sum = 0;
 #pragma omp simd reduction(+ : sum)
     for (int64_t i = 0; i < n; i++) {
         double v = (double)load(t, x, i);
-        sum += v * v;
+        sum += squared ? v * v : v;
     }
     return sum;
 }
 
-typedef double RowSum(DType t, const void *x, int64_t n);
-
-static double row_sum(DType t, const void *x, int64_t n) {
-    return BY_DTYPE(t, sum_of_row, x, n);
-}
-
-static double row_sum_of_squares(DType t, const void *x, int64_t n) {
-    return BY_DTYPE(t, sum_of_squares_of_row, x, n);
-}
-
-static double sum_over(Backend *be, Tensor x, RowSum *of_row) {
+static double sum_over(Backend *be, Tensor x, bool squared) {
     Sweep sweep = sweep_over(1, (Tensor[]){x});
     double total = 0;
     int parts = 1;
@@ -104,7 +87,8 @@ static double sum_over(Backend *be, Tensor x, RowSum *of_row) {
         double sum = 0;
         for (int64_t i = mine.begin; i < mine.end; i++) {
             Chunk c = sweep_chunk(&sweep, i);
-            sum += of_row(x.dtype, c.row[0], c.n);
+            sum += squared ? BY_DTYPE(x.dtype, sum_of_row, c.row[0], c.n, true)
+                           : BY_DTYPE(x.dtype, sum_of_row, c.row[0], c.n, false);
         }
         *(double *)cpu_partial(be, part, 2) = sum;
         if (part == 0) parts = omp_get_num_threads();
@@ -115,7 +99,7 @@ static double sum_over(Backend *be, Tensor x, RowSum *of_row) {
 
 void cpu_sum(Backend *be, Tensor total, Tensor x) {
     float *t = total.data;
-    t[0] = (float)((double)t[0] + sum_over(be, x, row_sum));
+    t[0] = (float)((double)t[0] + sum_over(be, x, false));
 }
 
 void cpu_sum_squares(Backend *be, Tensor total, Tensor x) {
@@ -124,5 +108,5 @@ void cpu_sum_squares(Backend *be, Tensor total, Tensor x) {
 }
 
 double cpu_total_of_squares(Backend *be, Tensor x) {
-    return sum_over(be, x, row_sum_of_squares);
+    return sum_over(be, x, true);
 }

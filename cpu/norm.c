@@ -100,10 +100,7 @@ static void *row_of(Tensor x, int64_t r) {
 }
 
 INLINE float rmsnorm_row(DType t, void *out, const void *x, const float *w, int64_t n, float eps) {
-    float squares = 0;
-#pragma omp simd reduction(+ : squares)
-    for (int64_t i = 0; i < n; i++) squares += load(t, x, i) * load(t, x, i);
-    float rstd = 1.0f / sqrtf(squares / (float)n + eps);
+    float rstd = 1.0f / sqrtf(squares_of_row(t, x, n) / (float)n + eps);
 #pragma omp simd
     for (int64_t i = 0; i < n; i++) store(t, out, i, load(t, x, i) * rstd * w[i]);
     return rstd;
@@ -154,13 +151,6 @@ void cpu_rmsnorm_grad(Backend *be, Tensor dx, Tensor dw, Tensor dout, Tensor x, 
 
 /* ---- the largest norm ------------------------------------------------------------------------------------------- */
 
-INLINE float square_of_row(DType t, const void *x, int64_t n) {
-    float squares = 0;
-#pragma omp simd reduction(+ : squares)
-    for (int64_t i = 0; i < n; i++) squares += load(t, x, i) * load(t, x, i);
-    return squares;
-}
-
 /* Squares are not negative: they are ordered as their bits are, and a NaN's, with its sign off, are above infinity's.
  * So a maximum of integers keeps the NaN. */
 void cpu_max_norm(Backend *be, Tensor max, Tensor x) {
@@ -168,7 +158,7 @@ void cpu_max_norm(Backend *be, Tensor max, Tensor x) {
     float *held = max.data;
 #pragma omp parallel for schedule(static) reduction(max : largest)
     for (int64_t n = 0; n < x.shape[0]; n++) {
-        float squares = BY_DTYPE(x.dtype, square_of_row, row_of(x, n), x.shape[1]);
+        float squares = BY_DTYPE(x.dtype, squares_of_row, row_of(x, n), x.shape[1]);
         int32_t bits = (int32_t)(bits_from_float(squares) & INT32_MAX);
         largest = bits > largest ? bits : largest;
     }

@@ -86,10 +86,7 @@ INLINE void adapt_elements(DType from, DType to, void *out, float *v, const void
 
 /* One v for the row. */
 INLINE void adapt_row(DType from, DType to, void *out, float *v, const void *x, int64_t n, AdaptStep s) {
-    float squares = 0;
-#pragma omp simd reduction(+ : squares)
-    for (int64_t i = 0; i < n; i++) squares += load(from, x, i) * load(from, x, i);
-    *v = mul_add(s.beta2, *v, (1.0f - s.beta2) * squares / (float)n);
+    *v = mul_add(s.beta2, *v, (1.0f - s.beta2) * squares_of_row(from, x, n) / (float)n);
     float divisor = sqrtf(*v) + s.eps;
 #pragma omp simd
     for (int64_t i = 0; i < n; i++) store(to, out, i, load(from, x, i) / divisor);

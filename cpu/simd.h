@@ -56,6 +56,13 @@ INLINE void accumulate_row(DType t, float *sum, const void *x, int64_t n) {
     for (int64_t i = 0; i < n; i++) sum[i] += load(t, x, i);
 }
 
+INLINE float squares_of_row(DType t, const void *x, int64_t n) {
+    float squares = 0;
+#pragma omp simd reduction(+ : squares)
+    for (int64_t i = 0; i < n; i++) squares += load(t, x, i) * load(t, x, i);
+    return squares;
+}
+
 /* ---- functions -------------------------------------------------------------------------------------------------- */
 
 /* a b + c: one instruction where there is one (ISO C mode keeps gcc from fusing by itself), never a call. */
