@@ -35,7 +35,7 @@ Status arena_allocate(Arena *arena, Backend *be) {
     CHECK(!arena->base, "arena %s is allocated already", arena->name);
     void *memory = NULL;
     Status status = arena->on_host ? allocate_host(arena, be, &memory)
-                                   : backend_alloc_for(be, &memory, arena->used, arena->name, arena->remedy);
+                                   : backend_alloc(be, &memory, arena->used, arena->name, arena->remedy);
     if (status.code) return status;
     arena->backend = be;
     arena->base = memory;

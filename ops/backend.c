@@ -87,15 +87,11 @@ static Status out_of_memory(Backend *be, int64_t bytes, const char *purpose, con
                      describe_bytes(free_now, left, sizeof left), remedy ? remedy : general_remedy);
 }
 
-Status backend_alloc_for(Backend *be, void **memory, int64_t bytes, const char *purpose, const char *remedy) {
+Status backend_alloc(Backend *be, void **memory, int64_t bytes, const char *purpose, const char *remedy) {
     CHECK(bytes >= 0, "%lld bytes for %s", (long long)bytes, purpose);
     *memory = be->ops.alloc(be, bytes);
     if (*memory) return status_ok();
     return be->failure.code ? be->failure : out_of_memory(be, bytes, purpose, remedy);
-}
-
-Status backend_alloc(Backend *be, void **memory, int64_t bytes, const char *purpose) {
-    return backend_alloc_for(be, memory, bytes, purpose, NULL);
 }
 
 void backend_free(Backend *be, void *memory, int64_t bytes) {
@@ -110,7 +106,7 @@ Status backend_reserve(Backend *be, OpLimits limits) {
     CHECK(!be->scratch, "scratch of %s is reserved already", be->name);
     int64_t bytes = backend_scratch_bytes(be, limits);
     if (bytes == 0) return status_ok();
-    Status status = backend_alloc_for(be, &be->scratch, bytes, "scratch", "lower train.micro_batch or model.context");
+    Status status = backend_alloc(be, &be->scratch, bytes, "scratch", "lower train.micro_batch or model.context");
     if (!status.code) be->scratch_bytes = bytes;
     return status;
 }
@@ -211,7 +207,7 @@ static double best_rate(Backend *be, Tensor out, Tensor a, Tensor b) {
 double backend_measure_peak(Backend *be) {
     int64_t n = be->peak_size, bytes = 3 * n * n * dtype_size(be->compute_dtype);
     void *memory = NULL;
-    if (backend_alloc(be, &memory, bytes, "the peak measurement").code) return 0;
+    if (backend_alloc(be, &memory, bytes, "the peak measurement", NULL).code) return 0;
     Tensor all = tensor_3d(memory, be->compute_dtype, 3, n, n);
     be->ops.fill(be, all, 0.5f);
     double rate = best_rate(be, tensor_index(all, 0), tensor_index(all, 1), tensor_index(all, 2));

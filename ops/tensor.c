@@ -61,13 +61,6 @@ bool tensor_is_contiguous(Tensor t) {
     return true;
 }
 
-bool tensor_same_shape(Tensor a, Tensor b) {
-    if (a.ndim != b.ndim) return false;
-    for (int i = 0; i < a.ndim; i++)
-        if (a.shape[i] != b.shape[i]) return false;
-    return true;
-}
-
 static void *advance(Tensor t, int64_t elements) {
     return t.data ? (char *)t.data + elements * dtype_size(t.dtype) : NULL;
 }

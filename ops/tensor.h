@@ -48,7 +48,6 @@ static inline bool tensor_present(Tensor t) {
 int64_t tensor_numel(Tensor t);
 int64_t tensor_bytes(Tensor t); /* of the elements, were they contiguous */
 bool tensor_is_contiguous(Tensor t);
-bool tensor_same_shape(Tensor a, Tensor b);
 
 /* Views of the same memory. */
 Tensor tensor_slice(Tensor t, int dim, int64_t start, int64_t count); /* shape[dim] = count */
