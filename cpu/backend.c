@@ -1,7 +1,6 @@
 /* Backend "cpu": faster ops, put over ref's in the table that it is given, and memory on huge pages. */
 #include <omp.h>
 #include <stdio.h>
-#include <stdlib.h>
 
 #ifdef __aarch64__
 #include <asm/hwcap.h>
@@ -16,10 +15,6 @@
 
 static void *alloc(Backend *be, int64_t bytes) {
     return cpu_alloc(bytes);
-}
-
-static void release(Backend *be, void *memory, int64_t bytes) {
-    cpu_free(memory);
 }
 
 static int64_t scratch_bytes(const Backend *be, const OpLimits *limits) {
@@ -72,7 +67,6 @@ Status cpu_backend_open(Backend *be, BackendRequest request) {
     CPU_OP_LIST(X)
 #undef X
     be->ops.alloc = alloc;
-    be->ops.free = release;
     be->ops.scratch_bytes = scratch_bytes;
     be->ops.close = cpu_library_close;
     return status_ok();

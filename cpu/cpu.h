@@ -60,9 +60,9 @@ void cpu_library_multiply(Backend *be, const Product *p);
 
 /* ---- memory ----------------------------------------------------------------------------------------------------- */
 
-/* Zeroed; NULL if there is none. Large pieces lie on huge pages, each touched first by the thread that sweeps it. */
+/* Zeroed, for free(), which is what ref's slot calls; NULL if there is none. Large pieces lie on huge pages, each
+ * touched first by the thread that sweeps it. */
 void *cpu_alloc(int64_t bytes);
-void cpu_free(void *memory);
 
 /* ---- sums over rows and over threads ---------------------------------------------------------------------------- */
 

@@ -14,27 +14,18 @@
 #include "ops/backend.h"
 
 static inline double ref_load(Tensor t, int64_t offset) {
-    switch (t.dtype) {
-    case DTYPE_F32:
-        return (double)((const float *)t.data)[offset];
-    case DTYPE_BF16:
-        return (double)bf16_to_f32(((const bf16 *)t.data)[offset]);
-    default:
-        return ((const int32_t *)t.data)[offset];
-    }
+    if (t.dtype == DTYPE_F32) return (double)((const float *)t.data)[offset];
+    if (t.dtype == DTYPE_BF16) return (double)bf16_to_f32(((const bf16 *)t.data)[offset]);
+    return ((const int32_t *)t.data)[offset];
 }
 
 static inline void ref_store(Tensor t, int64_t offset, double value) {
-    switch (t.dtype) {
-    case DTYPE_F32:
+    if (t.dtype == DTYPE_F32)
         ((float *)t.data)[offset] = (float)value;
-        break;
-    case DTYPE_BF16:
+    else if (t.dtype == DTYPE_BF16)
         ((bf16 *)t.data)[offset] = bf16_from_f32((float)value);
-        break;
-    default:
+    else
         ((int32_t *)t.data)[offset] = (int32_t)value;
-    }
 }
 
 static inline double get4(Tensor t, int64_t i, int64_t j, int64_t k, int64_t l) {
