@@ -100,7 +100,8 @@ Status ceiling_open(Ceiling *c, Backend *be) {
     const int64_t largest = sides[SIDES - 1];
     Status status;
     *c = (Ceiling){.be = be, .bytes = 3 * largest * largest * dtype_size(be->compute_dtype)};
-    if (FAILED(status, backend_alloc(be, &c->memory, c->bytes, "the matrix products of the ceiling"))) return status;
+    if (FAILED(status, backend_alloc(be, &c->memory, c->bytes, "the matrix products of the ceiling", NULL)))
+        return status;
     if (FAILED(status, bench_fill_random(be, tensor_1d(c->memory, be->compute_dtype, 3 * largest * largest), 0.5f)))
         return status;
     choose_side(c);
@@ -144,7 +145,7 @@ enum { TRIAD_COUNT = 32 << 20, TRIAD_STRIDE = TRIAD_COUNT + 1040, TRIAD_BYTES = 
 
 Status triad_open(Triad *t, Backend *be) {
     *t = (Triad){.be = be};
-    Status status = backend_alloc(be, &t->memory, TRIAD_BYTES, "the triad");
+    Status status = backend_alloc(be, &t->memory, TRIAD_BYTES, "the triad", NULL);
     if (!status.code) triad_sample(t); /* touches it for the first time */
     return status;
 }

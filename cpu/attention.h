@@ -34,6 +34,8 @@
  */
 #pragma once
 
+#include <omp.h>
+
 #include "base/integer.h"
 #include "base/status.h"
 #include "cpu/cpu.h"
@@ -102,16 +104,23 @@ static inline TileWord *take_other(Workspace *w, TileWord *same, int64_t rows, i
     return w->depth == 1 ? same : take_words(w, rows, columns);
 }
 
-static inline int64_t workspaces_bytes(const Backend *be, int64_t floats) {
+/* Lays the buffers out from `base`, or only measures them if it is NULL. */
+typedef Workspace LayOut(float *base, Extent x, int depth);
+
+/* Of all threads. limits->head_size covers both D and E. */
+static inline int64_t workspaces_bytes(const Backend *be, const OpLimits *limits, LayOut *lay_out) {
+    Extent x = extent_of(limits->context, limits->head_size, limits->head_size);
+    int64_t floats = larger(lay_out(NULL, x, TILE_DEPTH_F32).used, lay_out(NULL, x, TILE_DEPTH_BF16).used);
     return be->threads * floats * (int64_t)sizeof(float);
 }
 
-/* The scratch memory behind the first `shared` bytes, shared out in parts of `floats`. */
-static inline float *thread_workspaces(const Backend *be, const char *op, int64_t shared, int64_t floats) {
-    int64_t need = shared + workspaces_bytes(be, floats);
+/* This thread's part of the scratch memory behind the first `shared` bytes. */
+static inline Workspace thread_workspace(const Backend *be, const char *op, LayOut *lay_out, Extent x, int depth,
+                                         int64_t shared) {
+    int64_t floats = lay_out(NULL, x, depth).used, need = shared + be->threads * floats * (int64_t)sizeof(float);
     CHECK(need <= be->scratch_bytes, "%s needs %lld bytes of scratch memory, %lld are reserved", op, (long long)need,
           (long long)be->scratch_bytes);
-    return (float *)((char *)be->scratch + shared);
+    return lay_out((float *)((char *)be->scratch + shared) + omp_get_thread_num() * floats, x, depth);
 }
 
 /* ---- one call --------------------------------------------------------------------------------------------------- */

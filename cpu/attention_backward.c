@@ -5,13 +5,10 @@
  *          p = exp(s - lse);  dp = dout vᵀ;  ds = p (dp - dout·out)
  *          dq += ds k;  dk += dsᵀ q;  dv += pᵀ dout
  */
-#include <omp.h>
-
 #include "cpu/attention.h"
 
 /* ---- memory ----------------------------------------------------------------------------------------------------- */
 
-/* Lays the buffers out from `base`, or only measures them if it is NULL. */
 static Workspace backward_workspace(float *base, Extent x, int depth) {
     Workspace w = {.base = base, .depth = depth};
     w.k_pairs = take_words(&w, x.context, x.key_columns);
@@ -34,11 +31,8 @@ static Workspace backward_workspace(float *base, Extent x, int depth) {
     return w;
 }
 
-/* limits->head_size covers both D and E. */
 int64_t cpu_attention_backward_scratch_bytes(const Backend *be, const OpLimits *limits) {
-    Extent x = extent_of(limits->context, limits->head_size, limits->head_size);
-    return workspaces_bytes(be, larger(backward_workspace(NULL, x, TILE_DEPTH_F32).used,
-                                       backward_workspace(NULL, x, TILE_DEPTH_BF16).used));
+    return workspaces_bytes(be, limits, backward_workspace);
 }
 
 /* ---- rows and blocks -------------------------------------------------------------------------------------------- */
@@ -85,8 +79,7 @@ static void block_pairs(int depth, TileWord *pairs, const TileWord *rows, int64_
 static void add_from_queries(const Attention *a, Meeting m, int64_t j, float *c, const TileWord *weights,
                              const TileWord *x, int64_t ld, int64_t n) {
     int64_t key = m.j0 + j, end = key + TILE_ROWS;
-    int64_t own =
-        queries_of_some(key, end, a->T).first - m.i0; /* the row on the diagonal, if it is in this query tile */
+    int64_t own = queries_of_some(key, end, a->T).first - m.i0; /* the row on the diagonal, if it is in this tile */
     int64_t r = larger(0, round_up(queries_of_all(key, end, a->T).first, TILE_ROWS) - m.i0); /* from here on, all */
     if (own >= 0 && own < m.rows) {
         TileOperand diagonal = {weights + own / a->depth * KEY_TILE + j, 1, KEY_TILE};
@@ -168,19 +161,13 @@ static void differentiate_group(const Attention *a, Workspace *w, int64_t b, int
     pack(rows_of(a->dv, b, 0, a->T, kv), w->dv, ldv, 1.0f);
 }
 
-static void attention_grad(Backend *be, Tensor dq, Tensor dk, Tensor dv, Tensor dout, Tensor out, Tensor lse, Tensor q,
-                           Tensor k, Tensor v, AttentionParams params) {
+void cpu_attention_grad(Backend *be, Tensor dq, Tensor dk, Tensor dv, Tensor dout, Tensor out, Tensor lse, Tensor q,
+                        Tensor k, Tensor v, AttentionParams params) {
     Attention a = attention_of(q, k, v, out, lse, params);
     a.dq = dq, a.dk = dk, a.dv = dv, a.dout = dout;
-    int64_t floats = backward_workspace(NULL, a.extent, a.depth).used;
-    float *workspaces = thread_workspaces(be, "attention_grad", 0, floats);
 #pragma omp parallel for num_threads(be->threads) schedule(static)
     for (int64_t item = 0; item < a.B * a.K; item++) {
-        Workspace w = backward_workspace(workspaces + omp_get_thread_num() * floats, a.extent, a.depth);
+        Workspace w = thread_workspace(be, "attention_grad", backward_workspace, a.extent, a.depth, 0);
         differentiate_group(&a, &w, item / a.K, item % a.K);
     }
-}
-
-void cpu_fill_attention_backward(BackendOps *ops) {
-    ops->attention_grad = attention_grad;
 }

@@ -11,13 +11,11 @@
  *      scratch:  | maxima of every head in every sequence | workspace of thread 0 | 1 | ...
  */
 #include <float.h>
-#include <omp.h>
 
 #include "cpu/attention.h"
 
 /* ---- memory ----------------------------------------------------------------------------------------------------- */
 
-/* Lays the buffers out from `base`, or only measures them if it is NULL. */
 static Workspace forward_workspace(float *base, Extent x, int depth) {
     Workspace w = {.base = base, .depth = depth};
     w.k_transposed = take_words(&w, x.context, x.key_columns);
@@ -42,12 +40,8 @@ static int64_t maxima_bytes(int64_t batch, int64_t heads) {
     return round_up(batch * heads * (int64_t)sizeof(HeadMax), 64);
 }
 
-/* limits->head_size covers both D and E. */
 int64_t cpu_attention_forward_scratch_bytes(const Backend *be, const OpLimits *limits) {
-    Extent x = extent_of(limits->context, limits->head_size, limits->head_size);
-    int64_t floats =
-        larger(forward_workspace(NULL, x, TILE_DEPTH_F32).used, forward_workspace(NULL, x, TILE_DEPTH_BF16).used);
-    return maxima_bytes(limits->batch, limits->heads) + workspaces_bytes(be, floats);
+    return maxima_bytes(limits->batch, limits->heads) + workspaces_bytes(be, limits, forward_workspace);
 }
 
 /* ---- the softmax of a row --------------------------------------------------------------------------------------- */
@@ -172,20 +166,14 @@ static void merge_maxima(const Attention *a, const HeadMax *maxima, float *max_l
     }
 }
 
-static void attention(Backend *be, Tensor out, Tensor lse, Tensor max_logit, Tensor max_abs, Tensor q, Tensor k,
-                      Tensor v, AttentionParams params) {
+void cpu_attention(Backend *be, Tensor out, Tensor lse, Tensor max_logit, Tensor max_abs, Tensor q, Tensor k, Tensor v,
+                   AttentionParams params) {
     Attention a = attention_of(q, k, v, out, lse, params);
     HeadMax *maxima = tensor_present(max_logit) ? be->scratch : NULL;
-    int64_t floats = forward_workspace(NULL, a.extent, a.depth).used;
-    float *workspaces = thread_workspaces(be, "attention", maxima_bytes(a.B, a.H), floats);
 #pragma omp parallel for num_threads(be->threads) schedule(static)
     for (int64_t item = 0; item < a.B * a.K; item++) {
-        Workspace w = forward_workspace(workspaces + omp_get_thread_num() * floats, a.extent, a.depth);
+        Workspace w = thread_workspace(be, "attention", forward_workspace, a.extent, a.depth, maxima_bytes(a.B, a.H));
         attend_group(&a, &w, item / a.K, item % a.K, maxima);
     }
     if (maxima) merge_maxima(&a, maxima, max_logit.data, max_abs.data);
-}
-
-void cpu_fill_attention_forward(BackendOps *ops) {
-    ops->attention = attention;
 }

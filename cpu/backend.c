@@ -1,7 +1,6 @@
 /* Backend "cpu": faster ops, put over ref's in the table that it is given, and memory on huge pages. */
 #include <omp.h>
 #include <stdio.h>
-#include <stdlib.h>
 
 #ifdef __aarch64__
 #include <asm/hwcap.h>
@@ -15,13 +14,7 @@
 /* ---- memory ----------------------------------------------------------------------------------------------------- */
 
 static void *alloc(Backend *be, int64_t bytes) {
-    (void)be;
     return cpu_alloc(bytes);
-}
-
-static void release(Backend *be, void *memory, int64_t bytes) {
-    (void)be, (void)bytes;
-    cpu_free(memory);
 }
 
 static int64_t scratch_bytes(const Backend *be, const OpLimits *limits) {
@@ -54,10 +47,6 @@ static DType choose_dtype(const Backend *be, const char *precision) {
     return processor_multiplies_bf16() && cpu_library_multiplies(be, DTYPE_BF16) ? DTYPE_BF16 : DTYPE_F32;
 }
 
-static void close_backend(Backend *be) {
-    cpu_library_close(be);
-}
-
 Status cpu_backend_open(Backend *be, BackendRequest request) {
     be->threads = request.threads;
     be->pieces = host_pieces;
@@ -74,12 +63,11 @@ Status cpu_backend_open(Backend *be, BackendRequest request) {
     snprintf(be->description, sizeof be->description, "%s, %d thread%s", library, be->threads,
              be->threads == 1 ? "" : "s");
 
-#define X(family) cpu_fill_##family(&be->ops);
-    CPU_FAMILIES(X)
+#define X(slot) be->ops.slot = cpu_##slot;
+    CPU_OP_LIST(X)
 #undef X
     be->ops.alloc = alloc;
-    be->ops.free = release;
     be->ops.scratch_bytes = scratch_bytes;
-    be->ops.close = close_backend;
+    be->ops.close = cpu_library_close;
     return status_ok();
 }

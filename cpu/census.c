@@ -3,8 +3,6 @@
  *
  *      scratch:  | census of every head in every sequence | workspace of thread 0 | 1 | ...
  */
-#include <omp.h>
-
 #include "cpu/attention.h"
 
 /* ---- memory ----------------------------------------------------------------------------------------------------- */
@@ -33,10 +31,7 @@ static Workspace census_workspace(float *base, Extent x, int depth) {
 }
 
 int64_t cpu_census_scratch_bytes(const Backend *be, const OpLimits *limits) {
-    Extent x = extent_of(limits->context, limits->head_size, limits->head_size);
-    int64_t floats =
-        larger(census_workspace(NULL, x, TILE_DEPTH_F32).used, census_workspace(NULL, x, TILE_DEPTH_BF16).used);
-    return census_bytes(limits->batch, limits->heads) + workspaces_bytes(be, floats);
+    return census_bytes(limits->batch, limits->heads) + workspaces_bytes(be, limits, census_workspace);
 }
 
 /* ---- extremes of logits ----------------------------------------------------------------------------------------- */
@@ -194,19 +189,13 @@ static void merge_census(const Attention *a, const HeadCensus *heads, float *pea
 /* Costs little more than the products q kᵀ, which are a third of attention, and gives logits of the same bits.
  * Processor time as above: 3.4 ms with bf16 operands (attention 9.2), 6.4 with fp32 (14.0); where half of all logits
  * are above the threshold, 0.9 ms more. */
-static void logit_census(Backend *be, Tensor peak, Tensor place, Tensor above, Tensor q, Tensor k, CensusParams p) {
+void cpu_logit_census(Backend *be, Tensor peak, Tensor place, Tensor above, Tensor q, Tensor k, CensusParams p) {
     Attention a = attention_of(q, k, k, tensor_none(), tensor_none(), (AttentionParams){.scale = p.scale});
     HeadCensus *heads = be->scratch;
-    int64_t floats = census_workspace(NULL, a.extent, a.depth).used, shared = census_bytes(a.B, a.H);
-    float *workspaces = thread_workspaces(be, "logit_census", shared, floats);
 #pragma omp parallel for num_threads(be->threads) schedule(static)
     for (int64_t item = 0; item < a.B * a.K; item++) {
-        Workspace w = census_workspace(workspaces + omp_get_thread_num() * floats, a.extent, a.depth);
+        Workspace w = thread_workspace(be, "logit_census", census_workspace, a.extent, a.depth, census_bytes(a.B, a.H));
         census_group(&a, &w, item / a.K, item % a.K, heads, p);
     }
     merge_census(&a, heads, peak.data, place.data, above.data, p);
-}
-
-void cpu_fill_census(BackendOps *ops) {
-    ops->logit_census = logit_census;
 }

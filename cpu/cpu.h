@@ -19,22 +19,21 @@
 
 #include "ops/backend.h"
 
-/* Families of ops, a file each, with cpu_fill_<family> at its end. */
-#define CPU_FAMILIES(X)                                                                                                \
-    X(gemm)                                                                                                            \
-    X(symmetric)                                                                                                       \
-    X(norm)                                                                                                            \
-    X(elementwise)                                                                                                     \
-    X(embedding)                                                                                                       \
-    X(attention_forward)                                                                                               \
-    X(attention_backward)                                                                                              \
-    X(census)                                                                                                          \
-    X(loss)                                                                                                            \
-    X(optimizer)
-
-#define X(family) void cpu_fill_##family(BackendOps *ops);
-CPU_FAMILIES(X)
+/* Ops that do not stay as ref has them: cpu_fill, cpu_copy, ..., each of its wrapper's type. */
+/* clang-format off */
+#define CPU_OP_LIST(X)                                                                                                 \
+    X(fill) X(copy) X(scale) X(sum_heads) X(gelu) X(gelu_grad) X(swiglu) X(swiglu_grad)                                \
+    X(matmul) X(matmul_symmetric) X(linear) X(linear_grad_input) X(linear_grad_weight)                                 \
+    X(layernorm) X(layernorm_grad) X(rmsnorm) X(rmsnorm_grad) X(max_norm)                                              \
+    X(embed) X(embed_grad) X(rope) X(rope_grad)                                                                        \
+    X(attention) X(attention_grad) X(logit_census)                                                                     \
+    X(cross_entropy) X(cross_entropy_grad) X(sum) X(sum_squares)                                                       \
+    X(adamw) X(momentum) X(adapt) X(normalize) X(apply_update)
+/* clang-format on */
+#define X(slot) __typeof__(op_##slot) cpu_##slot;
+CPU_OP_LIST(X)
 #undef X
+#pragma GCC diagnostic ignored "-Wunused-parameter" /* a slot's type is given: not every op looks at its backend */
 
 /* What each needs of be->scratch for ops up to these sizes; the others need room for cpu_partial(be, part, 2) at most.
  */
@@ -61,9 +60,9 @@ void cpu_library_multiply(Backend *be, const Product *p);
 
 /* ---- memory ----------------------------------------------------------------------------------------------------- */
 
-/* Zeroed; NULL if there is none. Large pieces lie on huge pages, each touched first by the thread that sweeps it. */
+/* Zeroed, for free(), which is what ref's slot calls; NULL if there is none. Large pieces lie on huge pages, each
+ * touched first by the thread that sweeps it. */
 void *cpu_alloc(int64_t bytes);
-void cpu_free(void *memory);
 
 /* ---- sums over rows and over threads ---------------------------------------------------------------------------- */
 
@@ -88,4 +87,4 @@ int64_t cpu_partial_bytes(const Backend *be, int64_t n); /* of all threads */
  * region behind a barrier; `n` as in cpu_partial. */
 void cpu_add_partials(const Backend *be, float *sum, int64_t n, int64_t first, int64_t count);
 
-double cpu_sum_squares(Backend *be, Tensor x); /* in fp64 */
+double cpu_total_of_squares(Backend *be, Tensor x); /* in fp64 */

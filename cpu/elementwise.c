@@ -11,14 +11,8 @@ INLINE void fill_row(DType t, void *x, int64_t n, float value) {
     for (int64_t i = 0; i < n; i++) store(t, x, i, value);
 }
 
-static void fill(Backend *be, Tensor x, float value) {
-    (void)be;
-    Sweep sweep = sweep_over(1, (Tensor[]){x});
-#pragma omp parallel for schedule(static) if (sweep.chunks > 1)
-    for (int64_t i = 0; i < sweep.chunks; i++) {
-        Chunk c = sweep_chunk(&sweep, i);
-        BY_DTYPE(x.dtype, fill_row, c.row[0], c.n, value);
-    }
+void cpu_fill(Backend *be, Tensor x, float value) {
+    FOR_CHUNKS(c, BY_DTYPE(x.dtype, fill_row, c.row[0], c.n, value), x);
 }
 
 INLINE void convert_row(DType from, DType to, void *dst, const void *src, int64_t n) {
@@ -35,14 +29,8 @@ static void copy_row(DType from, DType to, void *dst, const void *src, int64_t n
         convert_row(DTYPE_BF16, DTYPE_F32, dst, src, n);
 }
 
-static void copy(Backend *be, Tensor dst, Tensor src) {
-    (void)be;
-    Sweep sweep = sweep_over(2, (Tensor[]){dst, src});
-#pragma omp parallel for schedule(static) if (sweep.chunks > 1)
-    for (int64_t i = 0; i < sweep.chunks; i++) {
-        Chunk c = sweep_chunk(&sweep, i);
-        copy_row(src.dtype, dst.dtype, c.row[0], c.row[1], c.n);
-    }
+void cpu_copy(Backend *be, Tensor dst, Tensor src) {
+    FOR_CHUNKS(c, copy_row(src.dtype, dst.dtype, c.row[0], c.row[1], c.n), dst, src);
 }
 
 INLINE void scale_row(DType t, void *x, int64_t n, float factor) {
@@ -50,14 +38,8 @@ INLINE void scale_row(DType t, void *x, int64_t n, float factor) {
     for (int64_t i = 0; i < n; i++) store(t, x, i, factor * load(t, x, i));
 }
 
-static void scale(Backend *be, Tensor x, float factor) {
-    (void)be;
-    Sweep sweep = sweep_over(1, (Tensor[]){x});
-#pragma omp parallel for schedule(static) if (sweep.chunks > 1)
-    for (int64_t i = 0; i < sweep.chunks; i++) {
-        Chunk c = sweep_chunk(&sweep, i);
-        BY_DTYPE(x.dtype, scale_row, c.row[0], c.n, factor);
-    }
+void cpu_scale(Backend *be, Tensor x, float factor) {
+    FOR_CHUNKS(c, BY_DTYPE(x.dtype, scale_row, c.row[0], c.n, factor), x);
 }
 
 /* A piece of one row at a time, so that its sums stay in fp32 and in the L1 cache. */
@@ -74,8 +56,7 @@ INLINE void sum_heads_row(DType t, void *out, const void *x, int64_t heads, int6
     }
 }
 
-static void sum_heads(Backend *be, Tensor out, Tensor x) {
-    (void)be;
+void cpu_sum_heads(Backend *be, Tensor out, Tensor x) {
 #pragma omp parallel for schedule(static)
     for (int64_t n = 0; n < x.shape[0]; n++)
         BY_DTYPE(x.dtype, sum_heads_row, at(x.dtype, out.data, n * out.stride[0]), at(x.dtype, x.data, n * x.stride[0]),
@@ -96,14 +77,8 @@ INLINE void gelu_row(DType t, void *out, const void *x, int64_t n) {
     }
 }
 
-static void gelu(Backend *be, Tensor out, Tensor x) {
-    (void)be;
-    Sweep sweep = sweep_over(2, (Tensor[]){out, x});
-#pragma omp parallel for schedule(static) if (sweep.chunks > 1)
-    for (int64_t i = 0; i < sweep.chunks; i++) {
-        Chunk c = sweep_chunk(&sweep, i);
-        BY_DTYPE(x.dtype, gelu_row, c.row[0], c.row[1], c.n);
-    }
+void cpu_gelu(Backend *be, Tensor out, Tensor x) {
+    FOR_CHUNKS(c, BY_DTYPE(x.dtype, gelu_row, c.row[0], c.row[1], c.n), out, x);
 }
 
 /* (x s(2u))' = s + x s (1-s) (2u)' */
@@ -117,14 +92,8 @@ INLINE void gelu_grad_row(DType t, void *dx, const void *dout, const void *x, in
     }
 }
 
-static void gelu_grad(Backend *be, Tensor dx, Tensor dout, Tensor x) {
-    (void)be;
-    Sweep sweep = sweep_over(3, (Tensor[]){dx, dout, x});
-#pragma omp parallel for schedule(static) if (sweep.chunks > 1)
-    for (int64_t i = 0; i < sweep.chunks; i++) {
-        Chunk c = sweep_chunk(&sweep, i);
-        BY_DTYPE(x.dtype, gelu_grad_row, c.row[0], c.row[1], c.row[2], c.n);
-    }
+void cpu_gelu_grad(Backend *be, Tensor dx, Tensor dout, Tensor x) {
+    FOR_CHUNKS(c, BY_DTYPE(x.dtype, gelu_grad_row, c.row[0], c.row[1], c.row[2], c.n), dx, dout, x);
 }
 
 /* ---- swiglu ----------------------------------------------------------------------------------------------------- */
@@ -137,15 +106,10 @@ INLINE void swiglu_row(DType t, void *out, const void *gate, const void *up, int
     }
 }
 
-static void swiglu(Backend *be, Tensor out, Tensor x) {
-    (void)be;
+void cpu_swiglu(Backend *be, Tensor out, Tensor x) {
     int64_t F = out.shape[1];
-    Sweep sweep = sweep_over(3, (Tensor[]){out, tensor_slice(x, 1, 0, F), tensor_slice(x, 1, F, F)});
-#pragma omp parallel for schedule(static) if (sweep.chunks > 1)
-    for (int64_t i = 0; i < sweep.chunks; i++) {
-        Chunk c = sweep_chunk(&sweep, i);
-        BY_DTYPE(x.dtype, swiglu_row, c.row[0], c.row[1], c.row[2], c.n);
-    }
+    FOR_CHUNKS(c, BY_DTYPE(x.dtype, swiglu_row, c.row[0], c.row[1], c.row[2], c.n), out, tensor_slice(x, 1, 0, F),
+               tensor_slice(x, 1, F, F));
 }
 
 /* silu'(g) = s + g s (1-s) with s = sigmoid(g). */
@@ -160,25 +124,9 @@ INLINE void swiglu_grad_row(DType t, void *dgate, void *dup, const void *dout, c
     }
 }
 
-static void swiglu_grad(Backend *be, Tensor dx, Tensor dout, Tensor x) {
-    (void)be;
+void cpu_swiglu_grad(Backend *be, Tensor dx, Tensor dout, Tensor x) {
     int64_t F = dout.shape[1];
-    Sweep sweep = sweep_over(5, (Tensor[]){tensor_slice(dx, 1, 0, F), tensor_slice(dx, 1, F, F), dout,
-                                           tensor_slice(x, 1, 0, F), tensor_slice(x, 1, F, F)});
-#pragma omp parallel for schedule(static) if (sweep.chunks > 1)
-    for (int64_t i = 0; i < sweep.chunks; i++) {
-        Chunk c = sweep_chunk(&sweep, i);
-        BY_DTYPE(x.dtype, swiglu_grad_row, c.row[0], c.row[1], c.row[2], c.row[3], c.row[4], c.n);
-    }
-}
-
-void cpu_fill_elementwise(BackendOps *ops) {
-    ops->fill = fill;
-    ops->copy = copy;
-    ops->scale = scale;
-    ops->sum_heads = sum_heads;
-    ops->gelu = gelu;
-    ops->gelu_grad = gelu_grad;
-    ops->swiglu = swiglu;
-    ops->swiglu_grad = swiglu_grad;
+    FOR_CHUNKS(c, BY_DTYPE(x.dtype, swiglu_grad_row, c.row[0], c.row[1], c.row[2], c.row[3], c.row[4], c.n),
+               tensor_slice(dx, 1, 0, F), tensor_slice(dx, 1, F, F), dout, tensor_slice(x, 1, 0, F),
+               tensor_slice(x, 1, F, F));
 }

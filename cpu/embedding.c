@@ -11,8 +11,7 @@ INLINE void embed_row(DType t, void *out, const void *token, const void *positio
     for (int64_t i = 0; i < n; i++) store(t, out, i, load(t, token, i) + load(t, position, i));
 }
 
-static void embed(Backend *be, Tensor out, Tensor tokens, Tensor wte, Tensor wpe) {
-    (void)be;
+void cpu_embed(Backend *be, Tensor out, Tensor tokens, Tensor wte, Tensor wpe) {
     DType dtype = out.dtype;
     int64_t N = out.shape[0], C = out.shape[1], T = tokens.shape[1];
     const int32_t *token = tokens.data;
@@ -28,8 +27,7 @@ static void embed(Backend *be, Tensor out, Tensor tokens, Tensor wte, Tensor wpe
 }
 
 /* Threads share the columns out, by whole cache lines: each element is summed by one thread, in the order of n. */
-static void embed_grad(Backend *be, Tensor dwte, Tensor dwpe, Tensor dout, Tensor tokens) {
-    (void)be;
+void cpu_embed_grad(Backend *be, Tensor dwte, Tensor dwpe, Tensor dout, Tensor tokens) {
     DType dtype = dout.dtype;
     int64_t N = dout.shape[0], C = dout.shape[1], T = tokens.shape[1];
     const int32_t *token = tokens.data;
@@ -73,19 +71,10 @@ static void rotate(Tensor x, Tensor table, float direction) {
     }
 }
 
-static void rope(Backend *be, Tensor x, Tensor table) {
-    (void)be;
+void cpu_rope(Backend *be, Tensor x, Tensor table) {
     rotate(x, table, 1.0f);
 }
 
-static void rope_grad(Backend *be, Tensor dx, Tensor table) {
-    (void)be;
+void cpu_rope_grad(Backend *be, Tensor dx, Tensor table) {
     rotate(dx, table, -1.0f);
-}
-
-void cpu_fill_embedding(BackendOps *ops) {
-    ops->embed = embed;
-    ops->embed_grad = embed_grad;
-    ops->rope = rope;
-    ops->rope_grad = rope_grad;
 }

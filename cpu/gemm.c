@@ -120,7 +120,7 @@ static void multiply(Backend *be, const Product *p) {
 
 /* ---- the ops ---------------------------------------------------------------------------------------------------- */
 
-static void matmul(Backend *be, Tensor out, Tensor a, Tensor b, Tensor addend, MatmulScale s) {
+void cpu_matmul(Backend *be, Tensor out, Tensor a, Tensor b, Tensor addend, MatmulScale s) {
     bool added = tensor_present(addend) && s.beta != 0; /* beta 0: the addend is not read, NaN or not */
     Product p = {.out = out, .a = a, .b = b, .bias = tensor_none(), .alpha = s.alpha};
     p.addend = added ? addend : tensor_none();
@@ -128,13 +128,13 @@ static void matmul(Backend *be, Tensor out, Tensor a, Tensor b, Tensor addend, M
     multiply(be, &p);
 }
 
-static void linear(Backend *be, Tensor out, Tensor x, Tensor w, Tensor bias, Tensor addend) {
+void cpu_linear(Backend *be, Tensor out, Tensor x, Tensor w, Tensor bias, Tensor addend) {
     Product p = {.out = out, .a = x, .b = tensor_transpose(w), .addend = addend, .bias = bias, .alpha = 1};
     p.beta = tensor_present(addend) ? 1 : 0;
     multiply(be, &p);
 }
 
-static void linear_grad_input(Backend *be, Tensor dx, Tensor dout, Tensor w) {
+void cpu_linear_grad_input(Backend *be, Tensor dx, Tensor dout, Tensor w) {
     multiply(be, &(Product){.out = dx, .a = dout, .b = w, .addend = tensor_none(), .bias = tensor_none(), .alpha = 1});
 }
 
@@ -157,18 +157,11 @@ static void sum_rows(Backend *be, Tensor sum, Tensor x, GradientMode mode) {
 
 /* doutᵀ goes to the library as a view: its own packing of the transpose costs 5 to 20 % of a bf16 product and
  * nothing measurable in fp32 (docs/performance.md), about what a transposition in a pass of its own would cost. */
-static void linear_grad_weight(Backend *be, Tensor dw, Tensor dbias, Tensor dout, Tensor x, GradientMode mode) {
+void cpu_linear_grad_weight(Backend *be, Tensor dw, Tensor dbias, Tensor dout, Tensor x, GradientMode mode) {
     bool add = mode == GRADIENT_ADD;
     Product p = {.out = dw, .a = tensor_transpose(dout), .b = x, .bias = tensor_none(), .alpha = 1};
     p.addend = add ? dw : tensor_none();
     p.beta = add ? 1 : 0;
     multiply(be, &p);
     if (tensor_present(dbias)) sum_rows(be, dbias, dout, mode);
-}
-
-void cpu_fill_gemm(BackendOps *ops) {
-    ops->matmul = matmul;
-    ops->linear = linear;
-    ops->linear_grad_input = linear_grad_input;
-    ops->linear_grad_weight = linear_grad_weight;
 }

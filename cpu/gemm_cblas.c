@@ -52,16 +52,12 @@ void cpu_library_describe(const Backend *be, char *text, size_t size) {
 }
 
 Status cpu_library_open(Backend *be) {
-    (void)be;
     return status_ok();
 }
 
-void cpu_library_close(Backend *be) {
-    (void)be;
-}
+void cpu_library_close(Backend *be) {}
 
 bool cpu_library_multiplies(const Backend *be, DType dtype) {
-    (void)be;
     return dtype == DTYPE_F32;
 }
 

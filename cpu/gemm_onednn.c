@@ -195,7 +195,7 @@ static dnnl_status_t make_memory(Library *lib, Slot *slot, const Layouts *l, con
 
 static dnnl_status_t grow_scratchpad(Library *lib, size_t bytes) {
     if (bytes <= lib->scratchpad_bytes) return dnnl_success;
-    cpu_free(lib->scratchpad);
+    free(lib->scratchpad);
     lib->scratchpad = cpu_alloc((int64_t)bytes);
     lib->scratchpad_bytes = lib->scratchpad ? bytes : 0;
     return lib->scratchpad ? dnnl_success : dnnl_out_of_memory;
@@ -277,7 +277,7 @@ static void name_implementation(Library *lib, DType dtype, char *name, size_t si
 
 Status cpu_library_open(Backend *be) {
     Library *lib = calloc(1, sizeof *lib);
-    if (!lib) return status_error(STATUS_OUT_OF_MEMORY, "no memory for oneDNN's primitives");
+    if (!lib) return NO_MEMORY("no memory for oneDNN's primitives");
     if (dnnl_engine_create(&lib->engine, dnnl_cpu, 0) ||
         dnnl_stream_create(&lib->stream, lib->engine, dnnl_stream_default_flags)) {
         if (lib->engine) dnnl_engine_destroy(lib->engine);
@@ -295,7 +295,7 @@ void cpu_library_close(Backend *be) {
     for (int i = 0; i < SLOTS; i++) destroy_slot(&lib->slots[i]);
     dnnl_stream_destroy(lib->stream);
     dnnl_engine_destroy(lib->engine);
-    cpu_free(lib->scratchpad);
+    free(lib->scratchpad);
     free(lib);
     be->state = NULL;
 }

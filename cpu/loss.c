@@ -32,8 +32,7 @@ INLINE float loss_of_row(DType t, const void *x, int64_t n, int32_t target) {
     return logf(s.sum) + (s.max - load(t, x, target));
 }
 
-static void cross_entropy(Backend *be, Tensor loss, Tensor logits, Tensor targets) {
-    (void)be;
+void cpu_cross_entropy(Backend *be, Tensor loss, Tensor logits, Tensor targets) {
     int64_t N = logits.shape[0], V = logits.shape[1];
     float *losses = loss.data;
     const int32_t *target = targets.data;
@@ -56,8 +55,7 @@ INLINE float loss_grad_of_row(DType t, void *x, int64_t n, int32_t target, float
     return logf(s.sum) + (s.max - at_target);
 }
 
-static void cross_entropy_grad(Backend *be, Tensor loss, Tensor logits, Tensor targets, float scale) {
-    (void)be;
+void cpu_cross_entropy_grad(Backend *be, Tensor loss, Tensor logits, Tensor targets, float scale) {
     int64_t N = logits.shape[0], V = logits.shape[1];
     float *losses = loss.data;
     const int32_t *target = targets.data;
@@ -68,34 +66,17 @@ static void cross_entropy_grad(Backend *be, Tensor loss, Tensor logits, Tensor t
 
 /* ---- sums ------------------------------------------------------------------------------------------------------- */
 
-INLINE double sum_of_row(DType t, const void *x, int64_t n) {
-    double sum = 0;
-#pragma omp simd reduction(+ : sum)
-    for (int64_t i = 0; i < n; i++) sum += (double)load(t, x, i);
-    return sum;
-}
-
-INLINE double sum_of_squares_of_row(DType t, const void *x, int64_t n) {
+INLINE double sum_of_row(DType t, const void *x, int64_t n, bool squared) {
     double sum = 0;
 #pragma omp simd reduction(+ : sum)
     for (int64_t i = 0; i < n; i++) {
         double v = (double)load(t, x, i);
-        sum += v * v;
+        sum += squared ? v * v : v;
     }
     return sum;
 }
 
-typedef double RowSum(DType t, const void *x, int64_t n);
-
-static double row_sum(DType t, const void *x, int64_t n) {
-    return BY_DTYPE(t, sum_of_row, x, n);
-}
-
-static double row_sum_of_squares(DType t, const void *x, int64_t n) {
-    return BY_DTYPE(t, sum_of_squares_of_row, x, n);
-}
-
-static double sum_over(Backend *be, Tensor x, RowSum *of_row) {
+static double sum_over(Backend *be, Tensor x, bool squared) {
     Sweep sweep = sweep_over(1, (Tensor[]){x});
     double total = 0;
     int parts = 1;
@@ -106,7 +87,8 @@ static double sum_over(Backend *be, Tensor x, RowSum *of_row) {
         double sum = 0;
         for (int64_t i = mine.begin; i < mine.end; i++) {
             Chunk c = sweep_chunk(&sweep, i);
-            sum += of_row(x.dtype, c.row[0], c.n);
+            sum += squared ? BY_DTYPE(x.dtype, sum_of_row, c.row[0], c.n, true)
+                           : BY_DTYPE(x.dtype, sum_of_row, c.row[0], c.n, false);
         }
         *(double *)cpu_partial(be, part, 2) = sum;
         if (part == 0) parts = omp_get_num_threads();
@@ -115,23 +97,16 @@ static double sum_over(Backend *be, Tensor x, RowSum *of_row) {
     return total;
 }
 
-static void sum(Backend *be, Tensor total, Tensor x) {
+void cpu_sum(Backend *be, Tensor total, Tensor x) {
     float *t = total.data;
-    t[0] = (float)((double)t[0] + sum_over(be, x, row_sum));
+    t[0] = (float)((double)t[0] + sum_over(be, x, false));
 }
 
-static void sum_squares(Backend *be, Tensor total, Tensor x) {
+void cpu_sum_squares(Backend *be, Tensor total, Tensor x) {
     float *t = total.data;
-    t[0] = (float)((double)t[0] + cpu_sum_squares(be, x));
+    t[0] = (float)((double)t[0] + cpu_total_of_squares(be, x));
 }
 
-double cpu_sum_squares(Backend *be, Tensor x) {
-    return sum_over(be, x, row_sum_of_squares);
-}
-
-void cpu_fill_loss(BackendOps *ops) {
-    ops->cross_entropy = cross_entropy;
-    ops->cross_entropy_grad = cross_entropy_grad;
-    ops->sum = sum;
-    ops->sum_squares = sum_squares;
+double cpu_total_of_squares(Backend *be, Tensor x) {
+    return sum_over(be, x, true);
 }

@@ -19,10 +19,6 @@ void *cpu_alloc(int64_t bytes) {
     return memory;
 }
 
-void cpu_free(void *memory) {
-    free(memory);
-}
-
 /* ---- sums over threads ------------------------------------------------------------------------------------------ */
 
 static int64_t partial_pitch(int64_t n) {

@@ -38,8 +38,7 @@ INLINE Moments layernorm_row(DType t, void *out, const void *x, const float *w, 
     return (Moments){mean, rstd};
 }
 
-static void layernorm(Backend *be, Tensor out, Tensor mean, Tensor rstd, Tensor x, Tensor w, Tensor bias, float eps) {
-    (void)be;
+void cpu_layernorm(Backend *be, Tensor out, Tensor mean, Tensor rstd, Tensor x, Tensor w, Tensor bias, float eps) {
     int64_t N = x.shape[0], C = x.shape[1];
     float *means = mean.data, *rstds = rstd.data;
 #pragma omp parallel for schedule(static)
@@ -72,8 +71,8 @@ INLINE void layernorm_grad_row(DType t, void *dx, float *dw, float *dbias, const
     }
 }
 
-static void layernorm_grad(Backend *be, Tensor dx, Tensor dw, Tensor dbias, Tensor dout, Tensor x, Tensor mean,
-                           Tensor rstd, Tensor w) {
+void cpu_layernorm_grad(Backend *be, Tensor dx, Tensor dw, Tensor dbias, Tensor dout, Tensor x, Tensor mean,
+                        Tensor rstd, Tensor w) {
     DType dtype = x.dtype;
     int64_t N = x.shape[0], C = x.shape[1];
     const float *means = mean.data, *rstds = rstd.data;
@@ -101,17 +100,13 @@ static void *row_of(Tensor x, int64_t r) {
 }
 
 INLINE float rmsnorm_row(DType t, void *out, const void *x, const float *w, int64_t n, float eps) {
-    float squares = 0;
-#pragma omp simd reduction(+ : squares)
-    for (int64_t i = 0; i < n; i++) squares += load(t, x, i) * load(t, x, i);
-    float rstd = 1.0f / sqrtf(squares / (float)n + eps);
+    float rstd = 1.0f / sqrtf(squares_of_row(t, x, n) / (float)n + eps);
 #pragma omp simd
     for (int64_t i = 0; i < n; i++) store(t, out, i, load(t, x, i) * rstd * w[i]);
     return rstd;
 }
 
-static void rmsnorm(Backend *be, Tensor out, Tensor rstd, Tensor x, Tensor w, float eps) {
-    (void)be;
+void cpu_rmsnorm(Backend *be, Tensor out, Tensor rstd, Tensor x, Tensor w, float eps) {
     int64_t C = x.shape[x.ndim - 1], rows = tensor_numel(rstd);
     float *rstds = rstd.data;
 #pragma omp parallel for schedule(static)
@@ -137,7 +132,7 @@ INLINE void rmsnorm_grad_row(DType t, void *dx, float *dw, const void *dout, con
     }
 }
 
-static void rmsnorm_grad(Backend *be, Tensor dx, Tensor dw, Tensor dout, Tensor x, Tensor rstd, Tensor w) {
+void cpu_rmsnorm_grad(Backend *be, Tensor dx, Tensor dw, Tensor dout, Tensor x, Tensor rstd, Tensor w) {
     int64_t C = x.shape[x.ndim - 1], rows = tensor_numel(rstd);
     const float *rstds = rstd.data;
 #pragma omp parallel num_threads(be->threads)
@@ -156,33 +151,17 @@ static void rmsnorm_grad(Backend *be, Tensor dx, Tensor dw, Tensor dout, Tensor 
 
 /* ---- the largest norm ------------------------------------------------------------------------------------------- */
 
-INLINE float square_of_row(DType t, const void *x, int64_t n) {
-    float squares = 0;
-#pragma omp simd reduction(+ : squares)
-    for (int64_t i = 0; i < n; i++) squares += load(t, x, i) * load(t, x, i);
-    return squares;
-}
-
 /* Squares are not negative: they are ordered as their bits are, and a NaN's, with its sign off, are above infinity's.
  * So a maximum of integers keeps the NaN. */
-static void max_norm(Backend *be, Tensor max, Tensor x) {
-    (void)be;
+void cpu_max_norm(Backend *be, Tensor max, Tensor x) {
     int32_t largest = 0;
     float *held = max.data;
 #pragma omp parallel for schedule(static) reduction(max : largest)
     for (int64_t n = 0; n < x.shape[0]; n++) {
-        float squares = BY_DTYPE(x.dtype, square_of_row, row_of(x, n), x.shape[1]);
+        float squares = BY_DTYPE(x.dtype, squares_of_row, row_of(x, n), x.shape[1]);
         int32_t bits = (int32_t)(bits_from_float(squares) & INT32_MAX);
         largest = bits > largest ? bits : largest;
     }
     float norm = sqrtf(float_from_bits((uint32_t)largest));
     if (norm > *held || isnan(norm)) *held = norm;
-}
-
-void cpu_fill_norm(BackendOps *ops) {
-    ops->layernorm = layernorm;
-    ops->layernorm_grad = layernorm_grad;
-    ops->rmsnorm = rmsnorm;
-    ops->rmsnorm_grad = rmsnorm_grad;
-    ops->max_norm = max_norm;
 }

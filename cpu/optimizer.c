@@ -28,22 +28,17 @@ INLINE void adamw_row(Decay decay, DType t, float *w, void *w_copy, float *m, fl
     }
 }
 
-INLINE void adamw_row_to(DType t, float *w, void *w_copy, float *m, float *v, const float *g, int64_t n, AdamwStep s) {
+INLINE void adamw_row_as(DType t, float *w, void *w_copy, float *m, float *v, const float *g, int64_t n, AdamwStep s) {
     if (s.cautious)
         adamw_row(DECAY_CAUTIOUS, t, w, w_copy, m, v, g, n, s);
     else
         adamw_row(DECAY_ALL, t, w, w_copy, m, v, g, n, s);
 }
 
-static void adamw(Backend *be, Tensor w, Tensor w_copy, Tensor m, Tensor v, Tensor g, AdamwStep s) {
-    (void)be;
+void cpu_adamw(Backend *be, Tensor w, Tensor w_copy, Tensor m, Tensor v, Tensor g, AdamwStep s) {
     Tensor second = tensor_present(w_copy) ? w_copy : w;
-    Sweep sweep = sweep_over(5, (Tensor[]){w, second, m, v, g});
-#pragma omp parallel for schedule(static) if (sweep.chunks > 1)
-    for (int64_t i = 0; i < sweep.chunks; i++) {
-        Chunk c = sweep_chunk(&sweep, i);
-        BY_DTYPE(second.dtype, adamw_row_to, c.row[0], c.row[1], c.row[2], c.row[3], c.row[4], c.n, s);
-    }
+    FOR_CHUNKS(c, BY_DTYPE(second.dtype, adamw_row_as, c.row[0], c.row[1], c.row[2], c.row[3], c.row[4], c.n, s), w,
+               second, m, v, g);
 }
 
 /* ---- momentum --------------------------------------------------------------------------------------------------- */
@@ -64,23 +59,17 @@ INLINE void momentum_row(Outcome outcome, DType t, void *u, float *m, const floa
     }
 }
 
-INLINE void momentum_row_to(DType t, void *u, float *m, const float *g, int64_t n, MomentumStep s) {
+INLINE void momentum_row_as(DType t, void *u, float *m, const float *g, int64_t n, MomentumStep s) {
     if (s.sign)
         momentum_row(SIGN, t, u, m, g, n, s);
     else
         momentum_row(AS_IT_IS, t, u, m, g, n, s);
 }
 
-static void momentum(Backend *be, Tensor u, Tensor m, Tensor g, MomentumStep s) {
-    (void)be;
+void cpu_momentum(Backend *be, Tensor u, Tensor m, Tensor g, MomentumStep s) {
     s.add *= s.grad_scale;
     s.fresh *= s.grad_scale;
-    Sweep sweep = sweep_over(3, (Tensor[]){u, m, g});
-#pragma omp parallel for schedule(static) if (sweep.chunks > 1)
-    for (int64_t i = 0; i < sweep.chunks; i++) {
-        Chunk c = sweep_chunk(&sweep, i);
-        BY_DTYPE(u.dtype, momentum_row_to, c.row[0], c.row[1], c.row[2], c.n, s);
-    }
+    FOR_CHUNKS(c, BY_DTYPE(u.dtype, momentum_row_as, c.row[0], c.row[1], c.row[2], c.n, s), u, m, g);
 }
 
 /* ---- second moments of updates ---------------------------------------------------------------------------------- */
@@ -97,36 +86,14 @@ INLINE void adapt_elements(DType from, DType to, void *out, float *v, const void
 
 /* One v for the row. */
 INLINE void adapt_row(DType from, DType to, void *out, float *v, const void *x, int64_t n, AdaptStep s) {
-    float squares = 0;
-#pragma omp simd reduction(+ : squares)
-    for (int64_t i = 0; i < n; i++) squares += load(from, x, i) * load(from, x, i);
-    *v = mul_add(s.beta2, *v, (1.0f - s.beta2) * squares / (float)n);
+    *v = mul_add(s.beta2, *v, (1.0f - s.beta2) * squares_of_row(from, x, n) / (float)n);
     float divisor = sqrtf(*v) + s.eps;
 #pragma omp simd
     for (int64_t i = 0; i < n; i++) store(to, out, i, load(from, x, i) / divisor);
 }
 
-INLINE void adapt_elements_to(DType to, DType from, void *out, float *v, const void *x, int64_t n, AdaptStep s) {
-    if (from == DTYPE_F32)
-        adapt_elements(DTYPE_F32, to, out, v, x, n, s);
-    else
-        adapt_elements(DTYPE_BF16, to, out, v, x, n, s);
-}
-
-INLINE void adapt_row_to(DType to, DType from, void *out, float *v, const void *x, int64_t n, AdaptStep s) {
-    if (from == DTYPE_F32)
-        adapt_row(DTYPE_F32, to, out, v, x, n, s);
-    else
-        adapt_row(DTYPE_BF16, to, out, v, x, n, s);
-}
-
 static void adapt_by_elements(Tensor out, Tensor v, Tensor x, AdaptStep s) {
-    Sweep sweep = sweep_over(3, (Tensor[]){out, v, x});
-#pragma omp parallel for schedule(static) if (sweep.chunks > 1)
-    for (int64_t i = 0; i < sweep.chunks; i++) {
-        Chunk c = sweep_chunk(&sweep, i);
-        BY_DTYPE(out.dtype, adapt_elements_to, x.dtype, c.row[0], c.row[1], c.row[2], c.n, s);
-    }
+    FOR_CHUNKS(c, BY_DTYPES(x.dtype, out.dtype, adapt_elements, c.row[0], c.row[1], c.row[2], c.n, s), out, v, x);
 }
 
 /* Row r of a 4-d tensor. */
@@ -139,11 +106,10 @@ static void adapt_by_rows(Tensor out, Tensor v, Tensor x, AdaptStep s) {
     int64_t rows = x.shape[0] * x.shape[1] * x.shape[2], n = x.shape[3];
 #pragma omp parallel for schedule(static) if (rows * n > SWEEP_CHUNK)
     for (int64_t r = 0; r < rows; r++)
-        BY_DTYPE(out.dtype, adapt_row_to, x.dtype, row_of(out, r), row_of(v, r), row_of(x, r), n, s);
+        BY_DTYPES(x.dtype, out.dtype, adapt_row, row_of(out, r), row_of(v, r), row_of(x, r), n, s);
 }
 
-static void adapt(Backend *be, Tensor out, Tensor v, Tensor x, AdaptStep s) {
-    (void)be;
+void cpu_adapt(Backend *be, Tensor out, Tensor v, Tensor x, AdaptStep s) {
     Tensor to = tensor_pad_4d(out), second = tensor_pad_4d(v), from = tensor_pad_4d(x);
     if (second.shape[3] == from.shape[3])
         adapt_by_elements(to, second, from, s);
@@ -158,24 +124,12 @@ INLINE void scaled_row(DType from, DType to, void *out, const void *x, int64_t n
     for (int64_t i = 0; i < n; i++) store(to, out, i, factor * load(from, x, i));
 }
 
-INLINE void scaled_row_to(DType to, DType from, void *out, const void *x, int64_t n, float factor) {
-    if (from == DTYPE_F32)
-        scaled_row(DTYPE_F32, to, out, x, n, factor);
-    else
-        scaled_row(DTYPE_BF16, to, out, x, n, factor);
-}
-
 static void normalize_matrix(Backend *be, Tensor out, Tensor x, float eps) {
-    float factor = (float)(1.0 / (sqrt(cpu_sum_squares(be, x)) + (double)eps));
-    Sweep sweep = sweep_over(2, (Tensor[]){out, x});
-#pragma omp parallel for schedule(static) if (sweep.chunks > 1)
-    for (int64_t i = 0; i < sweep.chunks; i++) {
-        Chunk c = sweep_chunk(&sweep, i);
-        BY_DTYPE(out.dtype, scaled_row_to, x.dtype, c.row[0], c.row[1], c.n, factor);
-    }
+    float factor = (float)(1.0 / (sqrt(cpu_total_of_squares(be, x)) + (double)eps));
+    FOR_CHUNKS(c, BY_DTYPES(x.dtype, out.dtype, scaled_row, c.row[0], c.row[1], c.n, factor), out, x);
 }
 
-static void normalize(Backend *be, Tensor out, Tensor x, float eps) {
+void cpu_normalize(Backend *be, Tensor out, Tensor x, float eps) {
     Tensor to = tensor_pad_4d(out), from = tensor_pad_4d(x);
     for (int64_t a = 0; a < to.shape[0]; a++)
         for (int64_t b = 0; b < to.shape[1]; b++)
@@ -194,35 +148,15 @@ INLINE void update_row(Decay decay, DType copy, DType t, float *w, void *w_copy,
     }
 }
 
-INLINE void update_row_from(DType copy, DType t, float *w, void *w_copy, const void *update, int64_t n, UpdateStep s) {
+INLINE void update_row_as(DType copy, DType t, float *w, void *w_copy, const void *update, int64_t n, UpdateStep s) {
     if (s.cautious)
         update_row(DECAY_CAUTIOUS, copy, t, w, w_copy, update, n, s);
     else
         update_row(DECAY_ALL, copy, t, w, w_copy, update, n, s);
 }
 
-INLINE void update_row_by(DType copy, DType t, float *w, void *w_copy, const void *update, int64_t n, UpdateStep s) {
-    if (t == DTYPE_F32)
-        update_row_from(copy, DTYPE_F32, w, w_copy, update, n, s);
-    else
-        update_row_from(copy, DTYPE_BF16, w, w_copy, update, n, s);
-}
-
-static void apply_update(Backend *be, Tensor w, Tensor w_copy, Tensor update, UpdateStep s) {
-    (void)be;
+void cpu_apply_update(Backend *be, Tensor w, Tensor w_copy, Tensor update, UpdateStep s) {
     Tensor second = tensor_present(w_copy) ? w_copy : w;
-    Sweep sweep = sweep_over(3, (Tensor[]){w, second, update});
-#pragma omp parallel for schedule(static) if (sweep.chunks > 1)
-    for (int64_t i = 0; i < sweep.chunks; i++) {
-        Chunk c = sweep_chunk(&sweep, i);
-        BY_DTYPE(second.dtype, update_row_by, update.dtype, c.row[0], c.row[1], c.row[2], c.n, s);
-    }
-}
-
-void cpu_fill_optimizer(BackendOps *ops) {
-    ops->adamw = adamw;
-    ops->momentum = momentum;
-    ops->adapt = adapt;
-    ops->normalize = normalize;
-    ops->apply_update = apply_update;
+    FOR_CHUNKS(c, BY_DTYPES(second.dtype, update.dtype, update_row_as, c.row[0], c.row[1], c.row[2], c.n, s), w, second,
+               update);
 }

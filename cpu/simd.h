@@ -25,6 +25,13 @@
 #define BY_DTYPE(dtype, function, ...)                                                                                 \
     ((dtype) == DTYPE_F32 ? function(DTYPE_F32, __VA_ARGS__) : function(DTYPE_BF16, __VA_ARGS__))
 
+/* The same of two dtypes. */
+#define BY_DTYPES(first, second, function, ...)                                                                        \
+    ((first) == DTYPE_F32 ? BY_SECOND(second, function, DTYPE_F32, __VA_ARGS__)                                        \
+                          : BY_SECOND(second, function, DTYPE_BF16, __VA_ARGS__))
+#define BY_SECOND(dtype, function, first, ...)                                                                         \
+    ((dtype) == DTYPE_F32 ? function(first, DTYPE_F32, __VA_ARGS__) : function(first, DTYPE_BF16, __VA_ARGS__))
+
 /* ---- rows ------------------------------------------------------------------------------------------------------- */
 
 INLINE float load(DType t, const void *row, int64_t i) {
@@ -47,6 +54,13 @@ INLINE void *at(DType t, const void *base, int64_t i) {
 INLINE void accumulate_row(DType t, float *sum, const void *x, int64_t n) {
 #pragma omp simd
     for (int64_t i = 0; i < n; i++) sum[i] += load(t, x, i);
+}
+
+INLINE float squares_of_row(DType t, const void *x, int64_t n) {
+    float squares = 0;
+#pragma omp simd reduction(+ : squares)
+    for (int64_t i = 0; i < n; i++) squares += load(t, x, i) * load(t, x, i);
+    return squares;
 }
 
 /* ---- functions -------------------------------------------------------------------------------------------------- */

@@ -3,12 +3,9 @@
  * Dimensions that lie one behind the other in every tensor are merged, so that contiguous tensors become one long row
  * and a view of a matrix keeps its rows. A chunk is at most SWEEP_CHUNK elements of one row:
  *
- *      Sweep sweep = sweep_over(2, (Tensor[]){dst, src});
- *      #pragma omp parallel for schedule(static) if (sweep.chunks > 1)
- *      for (int64_t i = 0; i < sweep.chunks; i++) {
- *          Chunk c = sweep_chunk(&sweep, i);      // c.row[0] and c.row[1] point to c.n elements of dst and src
- *          ...
- *      }
+ *      FOR_CHUNKS(c, copy_row(c.row[0], c.row[1], c.n), dst, src);
+ *
+ * calls copy_row on threads, for each chunk c: c.row[0] and c.row[1] point to c.n elements of dst and src.
  */
 #pragma once
 
@@ -31,3 +28,15 @@ typedef struct {
 /* The tensors have one shape and last strides of 1. Absent ones are allowed behind the first: their rows are NULL. */
 Sweep sweep_over(int count, const Tensor *tensors);
 Chunk sweep_chunk(const Sweep *sweep, int64_t i);
+
+#define FOR_CHUNKS(chunk, call, ...)                                                                                   \
+    do {                                                                                                               \
+        const Tensor tensors[] = {__VA_ARGS__};                                                                        \
+        const Sweep sweep = sweep_over(sizeof tensors / sizeof tensors[0], tensors);                                   \
+        SWEEP_ON_THREADS                                                                                               \
+        for (int64_t index = 0; index < sweep.chunks; index++) {                                                       \
+            const Chunk chunk = sweep_chunk(&sweep, index);                                                            \
+            call;                                                                                                      \
+        }                                                                                                              \
+    } while (0)
+#define SWEEP_ON_THREADS _Pragma("omp parallel for schedule(static) if (sweep.chunks > 1)")

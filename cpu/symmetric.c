@@ -1,9 +1,6 @@
-/* Symmetric products, a·aᵀ, at little more than half the work: the library multiplies the blocks on and below the
- * diagonal, row of blocks after row of blocks, and what is above is copied from below.
- *
- *      | d . . . |      d, x   computed: for each row of blocks one product of its rows of a with all rows up to its
- * own | x d . . |      .      mirrored | x x d . | | x x x d |      (blocks + 1) / (2 blocks) of the work; 4 blocks are
- * enough, more make products too small
+/* Symmetric products, a·aᵀ, at little more than half the work. The library multiplies the blocks on and below the
+ * diagonal: for each row of blocks one product of its rows of a with all rows up to its own. What is above is copied
+ * from below. That is (blocks + 1) / (2 blocks) of the work; 4 blocks are enough, more make products too small.
  */
 #include "base/integer.h"
 #include "cpu/cpu.h"
@@ -56,7 +53,7 @@ static void mirror(Backend *be, Tensor out, int64_t block) {
         }
 }
 
-static void matmul_symmetric(Backend *be, Tensor out, Tensor a, Tensor addend, MatmulScale s) {
+void cpu_matmul_symmetric(Backend *be, Tensor out, Tensor a, Tensor addend, MatmulScale s) {
     const int64_t n = out.shape[out.ndim - 1], block = block_rows(n);
     for (int64_t r = 0; r < n; r += block) {
         int64_t rows = smaller(block, n - r), columns = r + rows;
@@ -65,8 +62,4 @@ static void matmul_symmetric(Backend *be, Tensor out, Tensor a, Tensor addend, M
                        first_columns(row_range(addend, r, rows), columns), s);
     }
     if (n > block) mirror(be, out, block);
-}
-
-void cpu_fill_symmetric(BackendOps *ops) {
-    ops->matmul_symmetric = matmul_symmetric;
 }

@@ -25,8 +25,8 @@ Arena arena_measure_host(const char *name, const char *remedy) {
 static Status allocate_host(const Arena *arena, Backend *be, void **memory) {
     *memory = backend_alloc_host(be, arena->used + 1); /* never 0: NULL means out of memory */
     if (!*memory)
-        return status_error(STATUS_OUT_OF_MEMORY, "%s: no memory for %lld bytes on the host; %s", arena->name,
-                            (long long)arena->used, arena->remedy);
+        return NO_MEMORY("%s: no memory for %lld bytes on the host; %s", arena->name, (long long)arena->used,
+                         arena->remedy);
     memset(*memory, 0, (size_t)arena->used);
     return status_ok();
 }
@@ -35,7 +35,7 @@ Status arena_allocate(Arena *arena, Backend *be) {
     CHECK(!arena->base, "arena %s is allocated already", arena->name);
     void *memory = NULL;
     Status status = arena->on_host ? allocate_host(arena, be, &memory)
-                                   : backend_alloc_for(be, &memory, arena->used, arena->name, arena->remedy);
+                                   : backend_alloc(be, &memory, arena->used, arena->name, arena->remedy);
     if (status.code) return status;
     arena->backend = be;
     arena->base = memory;
@@ -73,17 +73,7 @@ static char *take(Arena *arena, int64_t bytes) {
 }
 
 Tensor arena_take(Arena *arena, DType dtype, int ndim, const int64_t *shape) {
-    char *data = take(arena, padded_bytes(dtype_size(dtype), ndim, shape));
-    switch (ndim) {
-    case 1:
-        return tensor_1d(data, dtype, shape[0]);
-    case 2:
-        return tensor_2d(data, dtype, shape[0], shape[1]);
-    case 3:
-        return tensor_3d(data, dtype, shape[0], shape[1], shape[2]);
-    default:
-        return tensor_4d(data, dtype, shape[0], shape[1], shape[2], shape[3]);
-    }
+    return tensor_of(take(arena, padded_bytes(dtype_size(dtype), ndim, shape)), dtype, ndim, shape);
 }
 
 Tensor arena_take_1d(Arena *arena, DType dtype, int64_t a) {

@@ -14,7 +14,7 @@
 
 typedef struct {
     const char *name;   /* appears in memory plans and in out-of-memory messages */
-    const char *remedy; /* of backend_alloc_for; or NULL */
+    const char *remedy; /* of backend_alloc; or NULL */
     bool on_host;       /* host memory, which a device copies to by itself */
     Backend *backend;
     char *base;   /* NULL while measuring */

@@ -82,21 +82,16 @@ static Status out_of_memory(Backend *be, int64_t bytes, const char *purpose, con
     if (be->planned_bytes > 0)
         snprintf(of_planned, sizeof of_planned, " of %s that the run plans in all",
                  describe_bytes(be->planned_bytes, planned, sizeof planned));
-    return status_error(STATUS_OUT_OF_MEMORY,
-                        "out of memory on device %s: %s needs %s%s, and %s is free; %s (--dry-run shows the plan)",
-                        be->name, purpose, describe_bytes(bytes, asked, sizeof asked), of_planned,
-                        describe_bytes(free_now, left, sizeof left), remedy ? remedy : general_remedy);
+    return NO_MEMORY("out of memory on device %s: %s needs %s%s, and %s is free; %s (--dry-run shows the plan)",
+                     be->name, purpose, describe_bytes(bytes, asked, sizeof asked), of_planned,
+                     describe_bytes(free_now, left, sizeof left), remedy ? remedy : general_remedy);
 }
 
-Status backend_alloc_for(Backend *be, void **memory, int64_t bytes, const char *purpose, const char *remedy) {
+Status backend_alloc(Backend *be, void **memory, int64_t bytes, const char *purpose, const char *remedy) {
     CHECK(bytes >= 0, "%lld bytes for %s", (long long)bytes, purpose);
     *memory = be->ops.alloc(be, bytes);
     if (*memory) return status_ok();
     return be->failure.code ? be->failure : out_of_memory(be, bytes, purpose, remedy);
-}
-
-Status backend_alloc(Backend *be, void **memory, int64_t bytes, const char *purpose) {
-    return backend_alloc_for(be, memory, bytes, purpose, NULL);
 }
 
 void backend_free(Backend *be, void *memory, int64_t bytes) {
@@ -111,7 +106,7 @@ Status backend_reserve(Backend *be, OpLimits limits) {
     CHECK(!be->scratch, "scratch of %s is reserved already", be->name);
     int64_t bytes = backend_scratch_bytes(be, limits);
     if (bytes == 0) return status_ok();
-    Status status = backend_alloc_for(be, &be->scratch, bytes, "scratch", "lower train.micro_batch or model.context");
+    Status status = backend_alloc(be, &be->scratch, bytes, "scratch", "lower train.micro_batch or model.context");
     if (!status.code) be->scratch_bytes = bytes;
     return status;
 }
@@ -212,7 +207,7 @@ static double best_rate(Backend *be, Tensor out, Tensor a, Tensor b) {
 double backend_measure_peak(Backend *be) {
     int64_t n = be->peak_size, bytes = 3 * n * n * dtype_size(be->compute_dtype);
     void *memory = NULL;
-    if (backend_alloc(be, &memory, bytes, "the peak measurement").code) return 0;
+    if (backend_alloc(be, &memory, bytes, "the peak measurement", NULL).code) return 0;
     Tensor all = tensor_3d(memory, be->compute_dtype, 3, n, n);
     be->ops.fill(be, all, 0.5f);
     double rate = best_rate(be, tensor_index(all, 0), tensor_index(all, 1), tensor_index(all, 2));

@@ -133,9 +133,9 @@ int64_t backend_scratch_bytes(const Backend *be, OpLimits limits);
 Status backend_reserve(Backend *be, OpLimits limits);
 
 /* Out of memory, the message says how much was asked, free and planned, and `remedy`: what the user can do about memory
- * of that purpose ("set probe.spectrum_every=0"). Without one it names the options that help whatever does not fit. */
-Status backend_alloc(Backend *be, void **memory, int64_t bytes, const char *purpose);
-Status backend_alloc_for(Backend *be, void **memory, int64_t bytes, const char *purpose, const char *remedy);
+ * of that purpose ("set probe.spectrum_every=0"). Without one, NULL, it names the options that help whatever does not
+ * fit. */
+Status backend_alloc(Backend *be, void **memory, int64_t bytes, const char *purpose, const char *remedy);
 void backend_free(Backend *be, void *memory, int64_t bytes);
 void backend_to_host(Backend *be, void *host, Tensor src); /* waits */
 void backend_from_host(Backend *be, Tensor dst, const void *host);

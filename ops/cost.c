@@ -51,6 +51,8 @@ const CostAssumptions cost_assumptions = {
     .slab = 1024,
 };
 
+#pragma GCC diagnostic ignored "-Wunused-parameter" /* a slot's type is given: not every argument costs */
+
 enum { LARGE_TILE = 128, SMALL_TILE = 64 };
 
 typedef struct {
@@ -230,23 +232,22 @@ static void count_linear_grad_weight(Backend *be, Tensor dw, Tensor dbias, Tenso
     count(be, OP_LINEAR_GRAD_WEIGHT, work);
 }
 
-/* Before sm_90 the epilogues with gelu are slower than a pass of their own, and not used. */
-static bool has_gelu_epilogue(const Backend *be) {
-    return ledger_of(be)->gpu->capability >= 90;
+/* Gelu moves `fused` bytes in a product's epilogue. Before sm_90 that is slower than a pass of its own, and not used.
+ */
+static void count_with_gelu(Backend *be, OpId op, Work work, double fused, double alone) {
+    const bool fuses = ledger_of(be)->gpu->capability >= 90;
+    if (fuses) work.bytes += fused;
+    count(be, op, work);
+    if (!fuses) count_pass(be, op, alone);
 }
 
 static void count_linear_gelu(Backend *be, Tensor out, Tensor pre, Tensor x, Tensor w, Tensor bias) {
-    Work work = product_with_bias(be, pre, x, w, bias);
-    if (has_gelu_epilogue(be)) work.bytes += bytes(out);
-    count(be, OP_LINEAR_GELU, work);
-    if (!has_gelu_epilogue(be)) count_pass(be, OP_LINEAR_GELU, bytes(pre) + bytes(out));
+    count_with_gelu(be, OP_LINEAR_GELU, product_with_bias(be, pre, x, w, bias), bytes(out), bytes(pre) + bytes(out));
 }
 
 static void count_linear_gelu_grad(Backend *be, Tensor dpre, Tensor dout, Tensor w, Tensor pre) {
-    Work work = product(be, 1, dout.shape[0], w.shape[1], w.shape[0], dout, w, dpre);
-    if (has_gelu_epilogue(be)) work.bytes += bytes(pre);
-    count(be, OP_LINEAR_GELU_GRAD, work);
-    if (!has_gelu_epilogue(be)) count_pass(be, OP_LINEAR_GELU_GRAD, 2 * bytes(dpre) + bytes(pre));
+    const Work work = product(be, 1, dout.shape[0], w.shape[1], w.shape[0], dout, w, dpre);
+    count_with_gelu(be, OP_LINEAR_GELU_GRAD, work, bytes(pre), 2 * bytes(dpre) + bytes(pre));
 }
 
 /* ---- attention -------------------------------------------------------------------------------------------------- */
@@ -265,7 +266,6 @@ static Work attention_products(const Backend *be, Tensor q, int64_t width) {
 /* Two products, q kᵀ and p v. Blocks raise the heads' maxima by themselves. */
 static void count_attention(Backend *be, Tensor out, Tensor lse, Tensor max_logit, Tensor max_abs, Tensor q, Tensor k,
                             Tensor v, AttentionParams p) {
-    (void)p;
     Work work = attention_products(be, q, q.shape[3] + v.shape[3]);
     work.bytes = bytes(q) + bytes(k) + bytes(v) + bytes(out) + bytes(lse) + 2 * (bytes(max_logit) + bytes(max_abs));
     work.launches = 1;
@@ -278,7 +278,6 @@ static void count_attention(Backend *be, Tensor out, Tensor lse, Tensor max_logi
  */
 static void count_attention_grad(Backend *be, Tensor dq, Tensor dk, Tensor dv, Tensor dout, Tensor out, Tensor lse,
                                  Tensor q, Tensor k, Tensor v, AttentionParams p) {
-    (void)p;
     const int64_t D = q.shape[3], E = v.shape[3];
     const bool wide = D > WIDE_HEAD || E > WIDE_HEAD;
     const double inputs = bytes(q) + bytes(k) + bytes(v) + bytes(dout) + 2 * bytes(lse);
@@ -294,7 +293,6 @@ static void count_attention_grad(Backend *be, Tensor dq, Tensor dk, Tensor dv, T
 static void count_logit_census(Backend *be, Tensor peak, Tensor place, Tensor above, Tensor q, Tensor k,
                                CensusParams p) {
     enum { CENSUS_ROWS = 16, CENSUS_RECORD = 32 };
-    (void)p;
     const double blocks = (double)(q.shape[0] * q.shape[2]) * ceil_divide(q.shape[1], CENSUS_ROWS);
     Work work = attention_products(be, q, q.shape[3]);
     work.dtype = DTYPE_F32;
@@ -306,10 +304,13 @@ static void count_logit_census(Backend *be, Tensor peak, Tensor place, Tensor ab
 
 /* ---- memory traffic --------------------------------------------------------------------------------------------- */
 
-static void count_fill(Backend *be, Tensor x, float value) {
-    (void)value;
-    count_traffic(be, OP_FILL, bytes(x), 1);
-}
+/* Ops without products: their kernels, and what these move. */
+#define TRAFFIC(ID, slot, launches, moved, ...)                                                                        \
+    static void count_##slot(Backend *be, __VA_ARGS__) {                                                               \
+        count_traffic(be, OP_##ID, moved, launches);                                                                   \
+    }
+
+TRAFFIC(FILL, fill, 1, bytes(x), Tensor x, float value)
 
 /* What a stride of 0 repeats is read once. */
 static void count_copy(Backend *be, Tensor dst, Tensor src) {
@@ -318,44 +319,26 @@ static void count_copy(Backend *be, Tensor dst, Tensor src) {
     count_traffic(be, OP_COPY, bytes(src) + bytes(dst), 1);
 }
 
-static void count_scale(Backend *be, Tensor x, float factor) {
-    (void)factor;
-    count_traffic(be, OP_SCALE, 2 * bytes(x), 1);
-}
+TRAFFIC(SCALE, scale, 1, 2 * bytes(x), Tensor x, float factor)
 
 /* A row stays in registers between its mean, its variance and its output. */
-static void count_layernorm(Backend *be, Tensor out, Tensor mean, Tensor rstd, Tensor x, Tensor w, Tensor bias,
-                            float eps) {
-    (void)eps;
-    count_traffic(be, OP_LAYERNORM, bytes(x) + bytes(out) + bytes(mean) + bytes(rstd) + bytes(w) + bytes(bias), 1);
-}
+TRAFFIC(LAYERNORM, layernorm, 1, bytes(x) + bytes(out) + bytes(mean) + bytes(rstd) + bytes(w) + bytes(bias), Tensor out,
+        Tensor mean, Tensor rstd, Tensor x, Tensor w, Tensor bias, float eps)
 
 /* dx is read and written. The second kernel folds the blocks' partial sums of dw and dbias. */
-static void count_layernorm_grad(Backend *be, Tensor dx, Tensor dw, Tensor dbias, Tensor dout, Tensor x, Tensor mean,
-                                 Tensor rstd, Tensor w) {
-    const double vectors = bytes(w) + 2 * bytes(dw) + 2 * bytes(dbias);
-    count_traffic(be, OP_LAYERNORM_GRAD, 2 * bytes(dx) + bytes(dout) + bytes(x) + bytes(mean) + bytes(rstd) + vectors,
-                  2);
-}
-
-static void count_rmsnorm(Backend *be, Tensor out, Tensor rstd, Tensor x, Tensor w, float eps) {
-    (void)eps;
-    count_traffic(be, OP_RMSNORM, bytes(x) + bytes(out) + bytes(rstd) + bytes(w), 1);
-}
-
-static void count_rmsnorm_grad(Backend *be, Tensor dx, Tensor dw, Tensor dout, Tensor x, Tensor rstd, Tensor w) {
-    count_traffic(be, OP_RMSNORM_GRAD, 2 * bytes(dx) + bytes(dout) + bytes(x) + bytes(rstd) + bytes(w) + 2 * bytes(dw),
-                  2);
-}
+TRAFFIC(LAYERNORM_GRAD, layernorm_grad, 2,
+        2 * (bytes(dx) + bytes(dw) + bytes(dbias)) + bytes(dout) + bytes(x) + bytes(mean) + bytes(rstd) + bytes(w),
+        Tensor dx, Tensor dw, Tensor dbias, Tensor dout, Tensor x, Tensor mean, Tensor rstd, Tensor w)
+TRAFFIC(RMSNORM, rmsnorm, 1, bytes(x) + bytes(out) + bytes(rstd) + bytes(w), Tensor out, Tensor rstd, Tensor x,
+        Tensor w, float eps)
+TRAFFIC(RMSNORM_GRAD, rmsnorm_grad, 2, 2 * bytes(dx) + bytes(dout) + bytes(x) + bytes(rstd) + bytes(w) + 2 * bytes(dw),
+        Tensor dx, Tensor dw, Tensor dout, Tensor x, Tensor rstd, Tensor w)
 
 /* Partial maxima, then theirs. */
-static void count_max_norm(Backend *be, Tensor max, Tensor x) {
-    count_traffic(be, OP_MAX_NORM, bytes(x) + 2 * bytes(max), 2);
-}
+TRAFFIC(MAX_NORM, max_norm, 2, bytes(x) + 2 * bytes(max), Tensor max, Tensor x)
 
 /* A row of wte for each token; wpe once. */
 static void count_embed(Backend *be, Tensor out, Tensor tokens, Tensor wte, Tensor wpe) {
-    (void)wte;
     const double positions = tensor_present(wpe) ? bytes(out) / (double)tokens.shape[0] : 0;
     count_traffic(be, OP_EMBED, bytes(tokens) + 2 * bytes(out) + positions, 1);
 }
@@ -371,93 +354,47 @@ static void count_embed_grad(Backend *be, Tensor dwte, Tensor dwpe, Tensor dout,
     if (tensor_present(dwpe)) count_pass(be, OP_EMBED_GRAD, bytes(dout) + 2 * (double)tokens.shape[1] * row);
 }
 
-static void count_rope(Backend *be, Tensor x, Tensor table) {
-    count_traffic(be, OP_ROPE, 2 * bytes(x) + bytes(table), 1);
-}
-
-static void count_rope_grad(Backend *be, Tensor dx, Tensor table) {
-    count_traffic(be, OP_ROPE_GRAD, 2 * bytes(dx) + bytes(table), 1);
-}
-
-static void count_sum_heads(Backend *be, Tensor out, Tensor x) {
-    count_traffic(be, OP_SUM_HEADS, bytes(out) + bytes(x), 1);
-}
-
-static void count_gelu(Backend *be, Tensor out, Tensor x) {
-    count_traffic(be, OP_GELU, bytes(out) + bytes(x), 1);
-}
-
-static void count_gelu_grad(Backend *be, Tensor dx, Tensor dout, Tensor x) {
-    count_traffic(be, OP_GELU_GRAD, bytes(dx) + bytes(dout) + bytes(x), 1);
-}
-
-static void count_swiglu(Backend *be, Tensor out, Tensor x) {
-    count_traffic(be, OP_SWIGLU, bytes(out) + bytes(x), 1);
-}
-
-static void count_swiglu_grad(Backend *be, Tensor dx, Tensor dout, Tensor x) {
-    count_traffic(be, OP_SWIGLU_GRAD, bytes(dx) + bytes(dout) + bytes(x), 1);
-}
+TRAFFIC(ROPE, rope, 1, 2 * bytes(x) + bytes(table), Tensor x, Tensor table)
+TRAFFIC(ROPE_GRAD, rope_grad, 1, 2 * bytes(dx) + bytes(table), Tensor dx, Tensor table)
+TRAFFIC(SUM_HEADS, sum_heads, 1, bytes(out) + bytes(x), Tensor out, Tensor x)
+TRAFFIC(GELU, gelu, 1, bytes(out) + bytes(x), Tensor out, Tensor x)
+TRAFFIC(GELU_GRAD, gelu_grad, 1, bytes(dx) + bytes(dout) + bytes(x), Tensor dx, Tensor dout, Tensor x)
+TRAFFIC(SWIGLU, swiglu, 1, bytes(out) + bytes(x), Tensor out, Tensor x)
+TRAFFIC(SWIGLU_GRAD, swiglu_grad, 1, bytes(dx) + bytes(dout) + bytes(x), Tensor dx, Tensor dout, Tensor x)
 
 /* Maximum and sum in one pass over a row. */
-static void count_cross_entropy(Backend *be, Tensor loss, Tensor logits, Tensor targets) {
-    count_traffic(be, OP_CROSS_ENTROPY, bytes(logits) + bytes(targets) + bytes(loss), 1);
-}
+TRAFFIC(CROSS_ENTROPY, cross_entropy, 1, bytes(logits) + bytes(targets) + bytes(loss), Tensor loss, Tensor logits,
+        Tensor targets)
 
 /* The same pass, and a second one that reads the logits again and writes their gradient over them. */
-static void count_cross_entropy_grad(Backend *be, Tensor loss, Tensor logits, Tensor targets, float scale) {
-    (void)scale;
-    count_traffic(be, OP_CROSS_ENTROPY_GRAD, 3 * bytes(logits) + bytes(targets) + bytes(loss), 1);
-}
+TRAFFIC(CROSS_ENTROPY_GRAD, cross_entropy_grad, 1, 3 * bytes(logits) + bytes(targets) + bytes(loss), Tensor loss,
+        Tensor logits, Tensor targets, float scale)
 
 /* A fixed number of partial sums, then their sum. */
-static void count_sum(Backend *be, Tensor total, Tensor x) {
-    count_traffic(be, OP_SUM, bytes(x) + 2 * bytes(total), 2);
-}
-
-static void count_sum_squares(Backend *be, Tensor total, Tensor x) {
-    count_traffic(be, OP_SUM_SQUARES, bytes(x) + 2 * bytes(total), 2);
-}
-
-static void count_adamw(Backend *be, Tensor w, Tensor w_copy, Tensor m, Tensor v, Tensor g, AdamwStep s) {
-    (void)s;
-    count_traffic(be, OP_ADAMW, 2 * (bytes(w) + bytes(m) + bytes(v)) + bytes(g) + bytes(w_copy), 1);
-}
-
-static void count_momentum(Backend *be, Tensor u, Tensor m, Tensor g, MomentumStep s) {
-    (void)s;
-    count_traffic(be, OP_MOMENTUM, 2 * bytes(m) + bytes(g) + bytes(u), 1);
-}
+TRAFFIC(SUM, sum, 2, bytes(x) + 2 * bytes(total), Tensor total, Tensor x)
+TRAFFIC(SUM_SQUARES, sum_squares, 2, bytes(x) + 2 * bytes(total), Tensor total, Tensor x)
+TRAFFIC(ADAMW, adamw, 1, 2 * (bytes(w) + bytes(m) + bytes(v)) + bytes(g) + bytes(w_copy), Tensor w, Tensor w_copy,
+        Tensor m, Tensor v, Tensor g, AdamwStep s)
+TRAFFIC(MOMENTUM, momentum, 1, 2 * bytes(m) + bytes(g) + bytes(u), Tensor u, Tensor m, Tensor g, MomentumStep s)
 
 /* A warp sums a row, and finds it in cache for the second pass. */
-static void count_adapt(Backend *be, Tensor out, Tensor v, Tensor x, AdaptStep s) {
-    (void)s;
-    count_traffic(be, OP_ADAPT, bytes(x) + bytes(out) + 2 * bytes(v), 1);
-}
+TRAFFIC(ADAPT, adapt, 1, bytes(x) + bytes(out) + 2 * bytes(v), Tensor out, Tensor v, Tensor x, AdaptStep s)
 
 /* A pass for the norm, in partial sums that a second kernel adds up; one that divides. */
-static void count_normalize(Backend *be, Tensor out, Tensor x, float eps) {
-    (void)eps;
-    count_traffic(be, OP_NORMALIZE, 2 * bytes(x) + bytes(out), 3);
-}
-
-static void count_apply_update(Backend *be, Tensor w, Tensor w_copy, Tensor update, UpdateStep s) {
-    (void)s;
-    count_traffic(be, OP_APPLY_UPDATE, 2 * bytes(w) + bytes(w_copy) + bytes(update), 1);
-}
+TRAFFIC(NORMALIZE, normalize, 3, 2 * bytes(x) + bytes(out), Tensor out, Tensor x, float eps)
+TRAFFIC(APPLY_UPDATE, apply_update, 1, 2 * bytes(w) + bytes(w_copy) + bytes(update), Tensor w, Tensor w_copy,
+        Tensor update, UpdateStep s)
 
 /* ---- memory and host -------------------------------------------------------------------------------------------- */
 
 /* Addresses alone: a page that is touched ends the program. */
 static void *reserve(Backend *be, int64_t size) {
-    (void)be;
     void *memory =
         mmap(NULL, size > 0 ? (size_t)size : 1, PROT_NONE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
     return memory == MAP_FAILED ? NULL : memory;
 }
 
 static void unreserve(Backend *be, void *memory, int64_t size) {
-    (void)be;
     munmap(memory, size > 0 ? (size_t)size : 1);
 }
 
@@ -482,12 +419,10 @@ static void count_to_host_later(Backend *be, void *host, Tensor src) {
 }
 
 static void count_from_host(Backend *be, Tensor dst, const void *host) {
-    (void)host;
     count_transfer(be, bytes(dst), cost_assumptions.launch_seconds);
 }
 
 static Status sync_nothing(Backend *be) {
-    (void)be;
     return status_ok();
 }
 
@@ -512,7 +447,7 @@ static const BackendOps counting_ops = {
 
 Status cost_backend_open(Backend *be, const Gpu *gpu, const char *precision, ScratchBytes *scratch_bytes) {
     Ledger *ledger = calloc(1, sizeof *ledger);
-    if (!ledger) return status_error(STATUS_OUT_OF_MEMORY, "no memory for the costs of %d ops", OP_COUNT);
+    if (!ledger) return NO_MEMORY("no memory for the costs of %d ops", OP_COUNT);
     ledger->gpu = gpu;
     *be = (Backend){.name = "cuda",
                     .compute_dtype = strcmp(precision, "fp32") ? DTYPE_BF16 : DTYPE_F32,

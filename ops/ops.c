@@ -5,9 +5,7 @@
  *      OpCall c = op_begin(be, OP_LINEAR);
  *      op_arg(&c, "out", out, T | OUTPUT, "NO");       // the contract of ops.h, in its letters
  *      op_arg(&c, "x", x, T, "NI");                    // a letter seen before must have the same size again
- *      if (!op_start(&c)) return;                      // false once the backend has failed
- *      be->ops.linear(be, out, x, w, bias, addend);
- *      op_end(&c);
+ *      RUN(c, linear, out, x, w, bias, addend);        // unless the backend has failed
  *
  * A leading '*' in the letters stands for any number of dimensions, the same in every argument of the call.
  */
@@ -175,31 +173,33 @@ static void op_end(OpCall *c) {
     if (be->scan_nan) scan_outputs(c);
 }
 
+/* The slot's work, unless the backend has failed. */
+#define RUN(c, slot, ...)                                                                                              \
+    do {                                                                                                               \
+        if (!op_start(&(c))) break;                                                                                    \
+        be->ops.slot(be, __VA_ARGS__);                                                                                 \
+        op_end(&(c));                                                                                                  \
+    } while (0)
+
 /* ---- moving ----------------------------------------------------------------------------------------------------- */
 
 void op_fill(Backend *be, Tensor x, float value) {
     OpCall c = op_begin(be, OP_FILL);
     op_arg(&c, "x", x, REAL | STRIDED | OUTPUT, "*");
-    if (!op_start(&c)) return;
-    be->ops.fill(be, x, value);
-    op_end(&c);
+    RUN(c, fill, x, value);
 }
 
 void op_copy(Backend *be, Tensor dst, Tensor src) {
     OpCall c = op_begin(be, OP_COPY);
     op_arg(&c, "dst", dst, REAL | STRIDED | OUTPUT, "*");
     op_arg(&c, "src", src, REAL | STRIDED, "*");
-    if (!op_start(&c)) return;
-    be->ops.copy(be, dst, src);
-    op_end(&c);
+    RUN(c, copy, dst, src);
 }
 
 void op_scale(Backend *be, Tensor x, float factor) {
     OpCall c = op_begin(be, OP_SCALE);
     op_arg(&c, "x", x, REAL | STRIDED | OUTPUT, "*");
-    if (!op_start(&c)) return;
-    be->ops.scale(be, x, factor);
-    op_end(&c);
+    RUN(c, scale, x, factor);
 }
 
 /* ---- matrix products -------------------------------------------------------------------------------------------- */
@@ -229,9 +229,7 @@ void op_matmul(Backend *be, Tensor out, Tensor a, Tensor b, Tensor addend, Matmu
     op_arg(&c, "addend", addend, REAL | STRIDED | OPTIONAL, "*nm");
     check_product(&c, out, a, addend);
     require(&c, out.data != b.data, "out", out, "it must not be b");
-    if (!op_start(&c)) return;
-    be->ops.matmul(be, out, a, b, addend, s);
-    op_end(&c);
+    RUN(c, matmul, out, a, b, addend, s);
 }
 
 void op_matmul_symmetric(Backend *be, Tensor out, Tensor a, Tensor addend, MatmulScale s) {
@@ -240,12 +238,10 @@ void op_matmul_symmetric(Backend *be, Tensor out, Tensor a, Tensor addend, Matmu
     op_arg(&c, "a", a, T | TRANSPOSED, "*nk");
     op_arg(&c, "addend", addend, REAL | STRIDED | OPTIONAL, "*nn");
     check_product(&c, out, a, addend);
-    if (!op_start(&c)) return;
     if (be->ops.matmul_symmetric)
-        be->ops.matmul_symmetric(be, out, a, addend, s);
+        RUN(c, matmul_symmetric, out, a, addend, s);
     else
-        be->ops.matmul(be, out, a, tensor_transpose(a), addend, s);
-    op_end(&c);
+        RUN(c, matmul, out, a, tensor_transpose(a), addend, s);
 }
 
 /* The fallbacks call the slot of matmul, not op_matmul, so that the time counts once and under the name that was asked
@@ -258,12 +254,10 @@ void op_linear(Backend *be, Tensor out, Tensor x, Tensor w, Tensor bias, Tensor 
     op_arg(&c, "bias", bias, F32 | OPTIONAL, "O");
     op_arg(&c, "addend", addend, T | OPTIONAL, "NO");
     require(&c, be->ops.linear || !tensor_present(bias), "bias", bias, "this backend has no linear slot to add it");
-    if (!op_start(&c)) return;
     if (be->ops.linear)
-        be->ops.linear(be, out, x, w, bias, addend);
+        RUN(c, linear, out, x, w, bias, addend);
     else
-        be->ops.matmul(be, out, x, tensor_transpose(w), addend, product_added);
-    op_end(&c);
+        RUN(c, matmul, out, x, tensor_transpose(w), addend, product_added);
 }
 
 void op_linear_grad_input(Backend *be, Tensor dx, Tensor dout, Tensor w) {
@@ -271,12 +265,10 @@ void op_linear_grad_input(Backend *be, Tensor dx, Tensor dout, Tensor w) {
     op_arg(&c, "dx", dx, T | OUTPUT, "NI");
     op_arg(&c, "dout", dout, T, "NO");
     op_arg(&c, "w", w, T | STRIDED, "OI");
-    if (!op_start(&c)) return;
     if (be->ops.linear_grad_input)
-        be->ops.linear_grad_input(be, dx, dout, w);
+        RUN(c, linear_grad_input, dx, dout, w);
     else
-        be->ops.matmul(be, dx, dout, w, tensor_none(), product);
-    op_end(&c);
+        RUN(c, matmul, dx, dout, w, tensor_none(), product);
 }
 
 void op_linear_grad_weight(Backend *be, Tensor dw, Tensor dbias, Tensor dout, Tensor x, GradientMode mode) {
@@ -287,12 +279,10 @@ void op_linear_grad_weight(Backend *be, Tensor dw, Tensor dbias, Tensor dout, Te
     op_arg(&c, "x", x, T, "NI");
     require(&c, be->ops.linear_grad_weight || !tensor_present(dbias), "dbias", dbias,
             "this backend has no linear_grad_weight slot to sum it");
-    if (!op_start(&c)) return;
     if (be->ops.linear_grad_weight)
-        be->ops.linear_grad_weight(be, dw, dbias, dout, x, mode);
+        RUN(c, linear_grad_weight, dw, dbias, dout, x, mode);
     else
-        be->ops.matmul(be, dw, tensor_transpose(dout), x, dw, mode == GRADIENT_ADD ? product_added : product);
-    op_end(&c);
+        RUN(c, matmul, dw, tensor_transpose(dout), x, dw, mode == GRADIENT_ADD ? product_added : product);
 }
 
 void op_linear_gelu(Backend *be, Tensor out, Tensor pre, Tensor x, Tensor w, Tensor bias) {
@@ -308,9 +298,7 @@ void op_linear_gelu(Backend *be, Tensor out, Tensor pre, Tensor x, Tensor w, Ten
         op_gelu(be, out, pre);
         return;
     }
-    if (!op_start(&c)) return;
-    be->ops.linear_gelu(be, out, pre, x, w, bias);
-    op_end(&c);
+    RUN(c, linear_gelu, out, pre, x, w, bias);
 }
 
 void op_linear_gelu_grad(Backend *be, Tensor dpre, Tensor dout, Tensor w, Tensor pre) {
@@ -325,9 +313,7 @@ void op_linear_gelu_grad(Backend *be, Tensor dpre, Tensor dout, Tensor w, Tensor
         op_gelu_grad(be, dpre, dpre, pre);
         return;
     }
-    if (!op_start(&c)) return;
-    be->ops.linear_gelu_grad(be, dpre, dout, w, pre);
-    op_end(&c);
+    RUN(c, linear_gelu_grad, dpre, dout, w, pre);
 }
 
 /* ---- norms ------------------------------------------------------------------------------------------------------ */
@@ -340,9 +326,7 @@ void op_layernorm(Backend *be, Tensor out, Tensor mean, Tensor rstd, Tensor x, T
     op_arg(&c, "x", x, T, "NC");
     op_arg(&c, "w", w, F32, "C");
     op_arg(&c, "bias", bias, F32 | OPTIONAL, "C");
-    if (!op_start(&c)) return;
-    be->ops.layernorm(be, out, mean, rstd, x, w, bias, eps);
-    op_end(&c);
+    RUN(c, layernorm, out, mean, rstd, x, w, bias, eps);
 }
 
 void op_layernorm_grad(Backend *be, Tensor dx, Tensor dw, Tensor dbias, Tensor dout, Tensor x, Tensor mean, Tensor rstd,
@@ -356,9 +340,7 @@ void op_layernorm_grad(Backend *be, Tensor dx, Tensor dw, Tensor dbias, Tensor d
     op_arg(&c, "mean", mean, F32, "N");
     op_arg(&c, "rstd", rstd, F32, "N");
     op_arg(&c, "w", w, F32, "C");
-    if (!op_start(&c)) return;
-    be->ops.layernorm_grad(be, dx, dw, dbias, dout, x, mean, rstd, w);
-    op_end(&c);
+    RUN(c, layernorm_grad, dx, dw, dbias, dout, x, mean, rstd, w);
 }
 
 static void check_rmsnorm_rank(const OpCall *c, Tensor x) {
@@ -372,9 +354,7 @@ void op_rmsnorm(Backend *be, Tensor out, Tensor rstd, Tensor x, Tensor w, float 
     op_arg(&c, "x", x, T | STRIDED, "*C");
     op_arg(&c, "w", w, F32, "C");
     check_rmsnorm_rank(&c, x);
-    if (!op_start(&c)) return;
-    be->ops.rmsnorm(be, out, rstd, x, w, eps);
-    op_end(&c);
+    RUN(c, rmsnorm, out, rstd, x, w, eps);
 }
 
 void op_rmsnorm_grad(Backend *be, Tensor dx, Tensor dw, Tensor dout, Tensor x, Tensor rstd, Tensor w) {
@@ -386,9 +366,7 @@ void op_rmsnorm_grad(Backend *be, Tensor dx, Tensor dw, Tensor dout, Tensor x, T
     op_arg(&c, "rstd", rstd, F32, "*");
     op_arg(&c, "w", w, F32, "C");
     check_rmsnorm_rank(&c, x);
-    if (!op_start(&c)) return;
-    be->ops.rmsnorm_grad(be, dx, dw, dout, x, rstd, w);
-    op_end(&c);
+    RUN(c, rmsnorm_grad, dx, dw, dout, x, rstd, w);
 }
 
 /* The running maximum or sum that an op brings up to date. */
@@ -401,9 +379,7 @@ void op_max_norm(Backend *be, Tensor max, Tensor x) {
     op_arg(&c, "max", max, F32 | OUTPUT, "S");
     op_arg(&c, "x", x, T | STRIDED, "NC");
     check_scalar(&c, "max", max);
-    if (!op_start(&c)) return;
-    be->ops.max_norm(be, max, x);
-    op_end(&c);
+    RUN(c, max_norm, max, x);
 }
 
 /* ---- embedding and position ------------------------------------------------------------------------------------- */
@@ -421,9 +397,7 @@ void op_embed(Backend *be, Tensor out, Tensor tokens, Tensor wte, Tensor wpe) {
     op_arg(&c, "wte", wte, T, "VC");
     op_arg(&c, "wpe", wpe, T | OPTIONAL, "PC");
     check_tokens(&c, tokens, wpe);
-    if (!op_start(&c)) return;
-    be->ops.embed(be, out, tokens, wte, wpe);
-    op_end(&c);
+    RUN(c, embed, out, tokens, wte, wpe);
 }
 
 void op_embed_grad(Backend *be, Tensor dwte, Tensor dwpe, Tensor dout, Tensor tokens) {
@@ -433,9 +407,7 @@ void op_embed_grad(Backend *be, Tensor dwte, Tensor dwpe, Tensor dout, Tensor to
     op_arg(&c, "dout", dout, T, "NC");
     op_arg(&c, "tokens", tokens, I32, "BT");
     check_tokens(&c, tokens, dwpe);
-    if (!op_start(&c)) return;
-    be->ops.embed_grad(be, dwte, dwpe, dout, tokens);
-    op_end(&c);
+    RUN(c, embed_grad, dwte, dwpe, dout, tokens);
 }
 
 static OpCall begin_rope(Backend *be, OpId op, Tensor x, Tensor table) {
@@ -449,25 +421,19 @@ static OpCall begin_rope(Backend *be, OpId op, Tensor x, Tensor table) {
 
 void op_rope(Backend *be, Tensor x, Tensor table) {
     OpCall c = begin_rope(be, OP_ROPE, x, table);
-    if (!op_start(&c)) return;
-    be->ops.rope(be, x, table);
-    op_end(&c);
+    RUN(c, rope, x, table);
 }
 
 void op_rope_grad(Backend *be, Tensor dx, Tensor table) {
     OpCall c = begin_rope(be, OP_ROPE_GRAD, dx, table);
-    if (!op_start(&c)) return;
-    be->ops.rope_grad(be, dx, table);
-    op_end(&c);
+    RUN(c, rope_grad, dx, table);
 }
 
 void op_sum_heads(Backend *be, Tensor out, Tensor x) {
     OpCall c = op_begin(be, OP_SUM_HEADS);
     op_arg(&c, "out", out, T | STRIDED | OUTPUT, "ND");
     op_arg(&c, "x", x, T | STRIDED, "NHD");
-    if (!op_start(&c)) return;
-    be->ops.sum_heads(be, out, x);
-    op_end(&c);
+    RUN(c, sum_heads, out, x);
 }
 
 /* ---- attention -------------------------------------------------------------------------------------------------- */
@@ -489,9 +455,7 @@ void op_attention(Backend *be, Tensor out, Tensor lse, Tensor max_logit, Tensor 
     op_arg(&c, "k", k, T | STRIDED, "BTKD");
     op_arg(&c, "v", v, T | STRIDED, "BTKE");
     check_groups(&c, k);
-    if (!op_start(&c)) return;
-    be->ops.attention(be, out, lse, max_logit, max_abs, q, k, v, p);
-    op_end(&c);
+    RUN(c, attention, out, lse, max_logit, max_abs, q, k, v, p);
 }
 
 void op_attention_grad(Backend *be, Tensor dq, Tensor dk, Tensor dv, Tensor dout, Tensor out, Tensor lse, Tensor q,
@@ -507,9 +471,7 @@ void op_attention_grad(Backend *be, Tensor dq, Tensor dk, Tensor dv, Tensor dout
     op_arg(&c, "k", k, T | STRIDED, "BTKD");
     op_arg(&c, "v", v, T | STRIDED, "BTKE");
     check_groups(&c, k);
-    if (!op_start(&c)) return;
-    be->ops.attention_grad(be, dq, dk, dv, dout, out, lse, q, k, v, p);
-    op_end(&c);
+    RUN(c, attention_grad, dq, dk, dv, dout, out, lse, q, k, v, p);
 }
 
 /* place is not an output for op_end: the bits of -1 are those of a NaN. */
@@ -523,9 +485,7 @@ void op_logit_census(Backend *be, Tensor peak, Tensor place, Tensor above, Tenso
     require(&c, size_of(&c, 'P') == PEAKS, "peak", peak, "it must be (H,2)");
     require(&c, size_of(&c, 'C') == 3, "place", place, "it must be (H,2,3)");
     check_groups(&c, k);
-    if (!op_start(&c)) return;
-    be->ops.logit_census(be, peak, place, above, q, k, p);
-    op_end(&c);
+    RUN(c, logit_census, peak, place, above, q, k, p);
 }
 
 /* ---- mlp -------------------------------------------------------------------------------------------------------- */
@@ -534,9 +494,7 @@ void op_gelu(Backend *be, Tensor out, Tensor x) {
     OpCall c = op_begin(be, OP_GELU);
     op_arg(&c, "out", out, T | OUTPUT, "NF");
     op_arg(&c, "x", x, T, "NF");
-    if (!op_start(&c)) return;
-    be->ops.gelu(be, out, x);
-    op_end(&c);
+    RUN(c, gelu, out, x);
 }
 
 void op_gelu_grad(Backend *be, Tensor dx, Tensor dout, Tensor x) {
@@ -544,9 +502,7 @@ void op_gelu_grad(Backend *be, Tensor dx, Tensor dout, Tensor x) {
     op_arg(&c, "dx", dx, T | OUTPUT, "NF");
     op_arg(&c, "dout", dout, T, "NF");
     op_arg(&c, "x", x, T, "NF");
-    if (!op_start(&c)) return;
-    be->ops.gelu_grad(be, dx, dout, x);
-    op_end(&c);
+    RUN(c, gelu_grad, dx, dout, x);
 }
 
 void op_swiglu(Backend *be, Tensor out, Tensor x) {
@@ -554,9 +510,7 @@ void op_swiglu(Backend *be, Tensor out, Tensor x) {
     op_arg(&c, "out", out, T | OUTPUT, "NF");
     op_arg(&c, "x", x, T, "NG");
     require(&c, x.shape[1] == 2 * out.shape[1], "x", x, "it must be twice as wide as out");
-    if (!op_start(&c)) return;
-    be->ops.swiglu(be, out, x);
-    op_end(&c);
+    RUN(c, swiglu, out, x);
 }
 
 void op_swiglu_grad(Backend *be, Tensor dx, Tensor dout, Tensor x) {
@@ -565,9 +519,7 @@ void op_swiglu_grad(Backend *be, Tensor dx, Tensor dout, Tensor x) {
     op_arg(&c, "dout", dout, T, "NF");
     op_arg(&c, "x", x, T, "NG");
     require(&c, x.shape[1] == 2 * dout.shape[1], "x", x, "it must be twice as wide as dout");
-    if (!op_start(&c)) return;
-    be->ops.swiglu_grad(be, dx, dout, x);
-    op_end(&c);
+    RUN(c, swiglu_grad, dx, dout, x);
 }
 
 /* ---- loss ------------------------------------------------------------------------------------------------------- */
@@ -577,9 +529,7 @@ void op_cross_entropy(Backend *be, Tensor loss, Tensor logits, Tensor targets) {
     op_arg(&c, "loss", loss, F32 | OUTPUT, "N");
     op_arg(&c, "logits", logits, T, "NV");
     op_arg(&c, "targets", targets, I32, "N");
-    if (!op_start(&c)) return;
-    be->ops.cross_entropy(be, loss, logits, targets);
-    op_end(&c);
+    RUN(c, cross_entropy, loss, logits, targets);
 }
 
 void op_cross_entropy_grad(Backend *be, Tensor loss, Tensor logits, Tensor targets, float scale) {
@@ -587,9 +537,7 @@ void op_cross_entropy_grad(Backend *be, Tensor loss, Tensor logits, Tensor targe
     op_arg(&c, "loss", loss, F32 | OUTPUT, "N");
     op_arg(&c, "logits", logits, T | OUTPUT, "NV");
     op_arg(&c, "targets", targets, I32, "N");
-    if (!op_start(&c)) return;
-    be->ops.cross_entropy_grad(be, loss, logits, targets, scale);
-    op_end(&c);
+    RUN(c, cross_entropy_grad, loss, logits, targets, scale);
 }
 
 static OpCall begin_total(Backend *be, OpId op, Tensor total, Tensor x) {
@@ -602,16 +550,12 @@ static OpCall begin_total(Backend *be, OpId op, Tensor total, Tensor x) {
 
 void op_sum(Backend *be, Tensor total, Tensor x) {
     OpCall c = begin_total(be, OP_SUM, total, x);
-    if (!op_start(&c)) return;
-    be->ops.sum(be, total, x);
-    op_end(&c);
+    RUN(c, sum, total, x);
 }
 
 void op_sum_squares(Backend *be, Tensor total, Tensor x) {
     OpCall c = begin_total(be, OP_SUM_SQUARES, total, x);
-    if (!op_start(&c)) return;
-    be->ops.sum_squares(be, total, x);
-    op_end(&c);
+    RUN(c, sum_squares, total, x);
 }
 
 /* ---- optimizers ------------------------------------------------------------------------------------------------- */
@@ -623,9 +567,7 @@ void op_adamw(Backend *be, Tensor w, Tensor w_copy, Tensor m, Tensor v, Tensor g
     op_arg(&c, "m", m, F32 | STRIDED | OUTPUT, "*");
     op_arg(&c, "v", v, F32 | STRIDED | OUTPUT, "*");
     op_arg(&c, "g", g, F32 | STRIDED, "*");
-    if (!op_start(&c)) return;
-    be->ops.adamw(be, w, w_copy, m, v, g, s);
-    op_end(&c);
+    RUN(c, adamw, w, w_copy, m, v, g, s);
 }
 
 void op_momentum(Backend *be, Tensor u, Tensor m, Tensor g, MomentumStep s) {
@@ -633,9 +575,7 @@ void op_momentum(Backend *be, Tensor u, Tensor m, Tensor g, MomentumStep s) {
     op_arg(&c, "u", u, REAL | STRIDED | OUTPUT, "*");
     op_arg(&c, "m", m, F32 | STRIDED | OUTPUT, "*");
     op_arg(&c, "g", g, F32 | STRIDED, "*");
-    if (!op_start(&c)) return;
-    be->ops.momentum(be, u, m, g, s);
-    op_end(&c);
+    RUN(c, momentum, u, m, g, s);
 }
 
 void op_adapt(Backend *be, Tensor out, Tensor v, Tensor x, AdaptStep s) {
@@ -644,18 +584,14 @@ void op_adapt(Backend *be, Tensor out, Tensor v, Tensor x, AdaptStep s) {
     op_arg(&c, "v", v, F32 | STRIDED | OUTPUT, "*nk");
     op_arg(&c, "x", x, REAL | STRIDED, "*nm");
     require(&c, size_of(&c, 'k') == 1 || size_of(&c, 'k') == size_of(&c, 'm'), "v", v, "its rows have x's length or 1");
-    if (!op_start(&c)) return;
-    be->ops.adapt(be, out, v, x, s);
-    op_end(&c);
+    RUN(c, adapt, out, v, x, s);
 }
 
 void op_normalize(Backend *be, Tensor out, Tensor x, float eps) {
     OpCall c = op_begin(be, OP_NORMALIZE);
     op_arg(&c, "out", out, REAL | STRIDED | OUTPUT, "*nm");
     op_arg(&c, "x", x, REAL | STRIDED, "*nm");
-    if (!op_start(&c)) return;
-    be->ops.normalize(be, out, x, eps);
-    op_end(&c);
+    RUN(c, normalize, out, x, eps);
 }
 
 void op_apply_update(Backend *be, Tensor w, Tensor w_copy, Tensor update, UpdateStep s) {
@@ -663,7 +599,5 @@ void op_apply_update(Backend *be, Tensor w, Tensor w_copy, Tensor update, Update
     op_arg(&c, "w", w, F32 | STRIDED | OUTPUT, "*");
     op_arg(&c, "w_copy", w_copy, REAL | STRIDED | OPTIONAL | OUTPUT, "*");
     op_arg(&c, "update", update, REAL | STRIDED, "*");
-    if (!op_start(&c)) return;
-    be->ops.apply_update(be, w, w_copy, update, s);
-    op_end(&c);
+    RUN(c, apply_update, w, w_copy, update, s);
 }

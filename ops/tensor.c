@@ -13,7 +13,7 @@ const char *dtype_name(DType dtype) {
     return dtype == DTYPE_F32 ? "f32" : dtype == DTYPE_BF16 ? "bf16" : "i32";
 }
 
-static Tensor contiguous(void *data, DType dtype, int ndim, const int64_t *shape) {
+Tensor tensor_of(void *data, DType dtype, int ndim, const int64_t *shape) {
     CHECK(ndim >= 1 && ndim <= TENSOR_MAX_DIMS, "ndim is %d", ndim);
     Tensor t = {.data = data, .dtype = dtype, .ndim = ndim};
     int64_t stride = 1;
@@ -27,16 +27,16 @@ static Tensor contiguous(void *data, DType dtype, int ndim, const int64_t *shape
 }
 
 Tensor tensor_1d(void *data, DType dtype, int64_t a) {
-    return contiguous(data, dtype, 1, (int64_t[]){a});
+    return tensor_of(data, dtype, 1, (int64_t[]){a});
 }
 Tensor tensor_2d(void *data, DType dtype, int64_t a, int64_t b) {
-    return contiguous(data, dtype, 2, (int64_t[]){a, b});
+    return tensor_of(data, dtype, 2, (int64_t[]){a, b});
 }
 Tensor tensor_3d(void *data, DType dtype, int64_t a, int64_t b, int64_t c) {
-    return contiguous(data, dtype, 3, (int64_t[]){a, b, c});
+    return tensor_of(data, dtype, 3, (int64_t[]){a, b, c});
 }
 Tensor tensor_4d(void *data, DType dtype, int64_t a, int64_t b, int64_t c, int64_t d) {
-    return contiguous(data, dtype, 4, (int64_t[]){a, b, c, d});
+    return tensor_of(data, dtype, 4, (int64_t[]){a, b, c, d});
 }
 Tensor tensor_none(void) {
     return (Tensor){.data = NULL, .dtype = DTYPE_F32, .ndim = 1};
@@ -58,13 +58,6 @@ bool tensor_is_contiguous(Tensor t) {
         if (t.shape[i] != 1 && t.stride[i] != stride) return false;
         stride *= t.shape[i];
     }
-    return true;
-}
-
-bool tensor_same_shape(Tensor a, Tensor b) {
-    if (a.ndim != b.ndim) return false;
-    for (int i = 0; i < a.ndim; i++)
-        if (a.shape[i] != b.shape[i]) return false;
     return true;
 }
 
@@ -103,7 +96,7 @@ Tensor tensor_transpose(Tensor t) {
 
 Tensor tensor_reshape(Tensor t, int ndim, const int64_t *shape) {
     CHECK(tensor_is_contiguous(t), "reshape of a strided view");
-    Tensor r = contiguous(t.data, t.dtype, ndim, shape);
+    Tensor r = tensor_of(t.data, t.dtype, ndim, shape);
     CHECK(tensor_numel(r) == tensor_numel(t), "%lld elements from %lld", (long long)tensor_numel(r),
           (long long)tensor_numel(t));
     return r;

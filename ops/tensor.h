@@ -35,6 +35,7 @@ int64_t dtype_size(DType dtype);
 const char *dtype_name(DType dtype);
 
 /* Contiguous, row-major views of `data`. */
+Tensor tensor_of(void *data, DType dtype, int ndim, const int64_t *shape);
 Tensor tensor_1d(void *data, DType dtype, int64_t a);
 Tensor tensor_2d(void *data, DType dtype, int64_t a, int64_t b);
 Tensor tensor_3d(void *data, DType dtype, int64_t a, int64_t b, int64_t c);
@@ -47,7 +48,6 @@ static inline bool tensor_present(Tensor t) {
 int64_t tensor_numel(Tensor t);
 int64_t tensor_bytes(Tensor t); /* of the elements, were they contiguous */
 bool tensor_is_contiguous(Tensor t);
-bool tensor_same_shape(Tensor a, Tensor b);
 
 /* Views of the same memory. */
 Tensor tensor_slice(Tensor t, int dim, int64_t start, int64_t count); /* shape[dim] = count */

@@ -28,10 +28,9 @@ static bool fits(Backend *be, const char *op, Tensor q, Tensor k, Tensor v) {
     int64_t size = larger(q.shape[3], v.shape[3]), group = q.shape[2] / k.shape[2];
     if (size <= MAX_HEAD_SIZE && group <= MAX_GROUP) return true;
     backend_fail(be, op,
-                 status_error(STATUS_BAD_INPUT,
-                              "head size %lld with %lld query heads to a key head is more than the %d and %d that it "
-                              "can do; use device=cpu",
-                              (long long)size, (long long)group, MAX_HEAD_SIZE, MAX_GROUP));
+                 BAD_INPUT("head size %lld with %lld query heads to a key head is more than the %d and %d that it "
+                           "can do; use device=cpu",
+                           (long long)size, (long long)group, MAX_HEAD_SIZE, MAX_GROUP));
     return false;
 }
 
@@ -97,8 +96,8 @@ static void row_out(Tensor out, Tensor q, Tensor k, Tensor v, int64_t i, double 
     store_row(out, i, sum, 1);
 }
 
-static void ref_attention(Backend *be, Tensor out, Tensor lse, Tensor max_logit, Tensor max_abs, Tensor q, Tensor k,
-                          Tensor v, AttentionParams p) {
+void ref_attention(Backend *be, Tensor out, Tensor lse, Tensor max_logit, Tensor max_abs, Tensor q, Tensor k, Tensor v,
+                   AttentionParams p) {
     if (!fits(be, "attention", q, k, v)) return;
     int64_t H = q.shape[2], group = H / k.shape[2];
     const bool watched = tensor_present(max_logit);
@@ -162,8 +161,8 @@ static void grad_key_head(Tensor dk, Tensor dv, const HeadGrad *heads, int64_t g
     }
 }
 
-static void ref_attention_grad(Backend *be, Tensor dq, Tensor dk, Tensor dv, Tensor dout, Tensor out, Tensor lse,
-                               Tensor q, Tensor k, Tensor v, AttentionParams p) {
+void ref_attention_grad(Backend *be, Tensor dq, Tensor dk, Tensor dv, Tensor dout, Tensor out, Tensor lse, Tensor q,
+                        Tensor k, Tensor v, AttentionParams p) {
     if (!fits(be, "attention_grad", q, k, v)) return;
     int64_t K = k.shape[2], group = q.shape[2] / K;
     for (int64_t b = 0; b < q.shape[0]; b++)
@@ -198,8 +197,7 @@ static void note_logit(Tensor peak, Tensor place, int64_t h, int which, float va
     for (int i = 0; i < 3; i++) set3(place, h, which, i, (double)pair[i]);
 }
 
-static void ref_logit_census(Backend *be, Tensor peak, Tensor place, Tensor above, Tensor q, Tensor k, CensusParams p) {
-    (void)be;
+void ref_logit_census(Backend *be, Tensor peak, Tensor place, Tensor above, Tensor q, Tensor k, CensusParams p) {
     int64_t H = q.shape[2], group = H / k.shape[2];
     for (int64_t b = 0; b < q.shape[0]; b++)
         for (int64_t h = 0; h < H; h++) {
@@ -217,10 +215,4 @@ static void ref_logit_census(Backend *be, Tensor peak, Tensor place, Tensor abov
             }
             add1(above, h, count);
         }
-}
-
-void ref_fill_attention(BackendOps *ops) {
-    ops->attention = ref_attention;
-    ops->attention_grad = ref_attention_grad;
-    ops->logit_census = ref_logit_census;
 }

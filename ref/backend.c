@@ -8,35 +8,30 @@
 enum { ALIGNMENT = 64 };
 
 static void *ref_alloc(Backend *be, int64_t bytes) {
-    (void)be;
     size_t padded = ((size_t)bytes + ALIGNMENT) / ALIGNMENT * ALIGNMENT; /* never 0: NULL would mean out of memory */
     void *memory = aligned_alloc(ALIGNMENT, padded);
     return memory ? memset(memory, 0, padded) : NULL;
 }
 
 static void ref_free(Backend *be, void *memory, int64_t bytes) {
-    (void)be, (void)bytes;
     free(memory);
 }
 
 static void ref_to_host(Backend *be, void *host, Tensor src) {
-    (void)be;
     memcpy(host, src.data, (size_t)tensor_bytes(src));
 }
 
 static void ref_from_host(Backend *be, Tensor dst, const void *host) {
-    (void)be;
     memcpy(dst.data, host, (size_t)tensor_bytes(dst));
 }
 
 static Status ref_sync(Backend *be) {
-    (void)be;
     return status_ok();
 }
 
 void ref_fill_ops(BackendOps *ops) {
-#define X(family) ref_fill_##family(ops);
-    REF_FAMILIES(X)
+#define X(ID, slot, need) ops->slot = ref_##slot;
+    PLAIN_OP_LIST(X)
 #undef X
     ops->alloc = ref_alloc;
     ops->free = ref_free;

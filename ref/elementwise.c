@@ -4,23 +4,19 @@
 
 #include "ref/ref.h"
 
-static void ref_fill(Backend *be, Tensor x, float value) {
-    (void)be;
+void ref_fill(Backend *be, Tensor x, float value) {
     for (int64_t i = 0; i < tensor_numel(x); i++) set_flat(x, i, (double)value);
 }
 
-static void ref_copy(Backend *be, Tensor dst, Tensor src) {
-    (void)be;
+void ref_copy(Backend *be, Tensor dst, Tensor src) {
     for (int64_t i = 0; i < tensor_numel(dst); i++) set_flat(dst, i, get_flat(src, i));
 }
 
-static void ref_scale(Backend *be, Tensor x, float factor) {
-    (void)be;
+void ref_scale(Backend *be, Tensor x, float factor) {
     for (int64_t i = 0; i < tensor_numel(x); i++) set_flat(x, i, (double)factor * get_flat(x, i));
 }
 
-static void ref_sum_heads(Backend *be, Tensor out, Tensor x) {
-    (void)be;
+void ref_sum_heads(Backend *be, Tensor out, Tensor x) {
     for (int64_t n = 0; n < x.shape[0]; n++)
         for (int64_t d = 0; d < x.shape[2]; d++) {
             double sum = 0;
@@ -34,16 +30,14 @@ static void ref_sum_heads(Backend *be, Tensor out, Tensor x) {
 
 static const double sqrt_2_over_pi = 0.79788456080286535588;
 
-static void ref_gelu(Backend *be, Tensor out, Tensor x) {
-    (void)be;
+void ref_gelu(Backend *be, Tensor out, Tensor x) {
     for (int64_t i = 0; i < tensor_numel(x); i++) {
         double z = get_flat(x, i), u = sqrt_2_over_pi * (z + 0.044715 * z * z * z);
         set_flat(out, i, 0.5 * z * (1 + tanh(u)));
     }
 }
 
-static void ref_gelu_grad(Backend *be, Tensor dx, Tensor dout, Tensor x) {
-    (void)be;
+void ref_gelu_grad(Backend *be, Tensor dx, Tensor dout, Tensor x) {
     for (int64_t i = 0; i < tensor_numel(x); i++) {
         double z = get_flat(x, i), t = tanh(sqrt_2_over_pi * (z + 0.044715 * z * z * z));
         double du = sqrt_2_over_pi * (1 + 3 * 0.044715 * z * z);
@@ -57,8 +51,7 @@ static double sigmoid(double z) {
     return 1 / (1 + exp(-z));
 }
 
-static void ref_swiglu(Backend *be, Tensor out, Tensor x) {
-    (void)be;
+void ref_swiglu(Backend *be, Tensor out, Tensor x) {
     int64_t F = out.shape[1];
     for (int64_t n = 0; n < out.shape[0]; n++)
         for (int64_t f = 0; f < F; f++) {
@@ -67,8 +60,7 @@ static void ref_swiglu(Backend *be, Tensor out, Tensor x) {
         }
 }
 
-static void ref_swiglu_grad(Backend *be, Tensor dx, Tensor dout, Tensor x) {
-    (void)be;
+void ref_swiglu_grad(Backend *be, Tensor dx, Tensor dout, Tensor x) {
     int64_t F = dout.shape[1];
     for (int64_t n = 0; n < dout.shape[0]; n++)
         for (int64_t f = 0; f < F; f++) {
@@ -76,15 +68,4 @@ static void ref_swiglu_grad(Backend *be, Tensor dx, Tensor dout, Tensor x) {
             set2(dx, n, f, d * up * s * (1 + gate * (1 - s)));
             set2(dx, n, F + f, d * gate * s);
         }
-}
-
-void ref_fill_elementwise(BackendOps *ops) {
-    ops->fill = ref_fill;
-    ops->copy = ref_copy;
-    ops->scale = ref_scale;
-    ops->sum_heads = ref_sum_heads;
-    ops->gelu = ref_gelu;
-    ops->gelu_grad = ref_gelu_grad;
-    ops->swiglu = ref_swiglu;
-    ops->swiglu_grad = ref_swiglu_grad;
 }

@@ -8,8 +8,7 @@ static int64_t token_at(Tensor tokens, int64_t n, int64_t V) {
     return token;
 }
 
-static void ref_embed(Backend *be, Tensor out, Tensor tokens, Tensor wte, Tensor wpe) {
-    (void)be;
+void ref_embed(Backend *be, Tensor out, Tensor tokens, Tensor wte, Tensor wpe) {
     int64_t T = tokens.shape[1];
     for (int64_t n = 0; n < out.shape[0]; n++) {
         int64_t token = token_at(tokens, n, wte.shape[0]);
@@ -20,8 +19,7 @@ static void ref_embed(Backend *be, Tensor out, Tensor tokens, Tensor wte, Tensor
     }
 }
 
-static void ref_embed_grad(Backend *be, Tensor dwte, Tensor dwpe, Tensor dout, Tensor tokens) {
-    (void)be;
+void ref_embed_grad(Backend *be, Tensor dwte, Tensor dwpe, Tensor dout, Tensor tokens) {
     int64_t T = tokens.shape[1];
     for (int64_t n = 0; n < dout.shape[0]; n++) {
         int64_t token = token_at(tokens, n, dwte.shape[0]);
@@ -47,19 +45,10 @@ static void rotate(Tensor x, Tensor table, int direction) {
                 }
 }
 
-static void ref_rope(Backend *be, Tensor x, Tensor table) {
-    (void)be;
+void ref_rope(Backend *be, Tensor x, Tensor table) {
     rotate(x, table, 1);
 }
 
-static void ref_rope_grad(Backend *be, Tensor dx, Tensor table) {
-    (void)be;
+void ref_rope_grad(Backend *be, Tensor dx, Tensor table) {
     rotate(dx, table, -1);
-}
-
-void ref_fill_embedding(BackendOps *ops) {
-    ops->embed = ref_embed;
-    ops->embed_grad = ref_embed_grad;
-    ops->rope = ref_rope;
-    ops->rope_grad = ref_rope_grad;
 }

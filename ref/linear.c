@@ -1,8 +1,7 @@
 /* Matrix products. The three linear ops are what a backend may do faster than by calling matmul. */
 #include "ref/ref.h"
 
-static void ref_matmul(Backend *be, Tensor out, Tensor a, Tensor b, Tensor addend, MatmulScale s) {
-    (void)be;
+void ref_matmul(Backend *be, Tensor out, Tensor a, Tensor b, Tensor addend, MatmulScale s) {
     bool add = tensor_present(addend);
     out = tensor_pad_4d(out), a = tensor_pad_4d(a), b = tensor_pad_4d(b), addend = tensor_pad_4d(addend);
     for (int64_t p = 0; p < out.shape[0]; p++)
@@ -16,12 +15,11 @@ static void ref_matmul(Backend *be, Tensor out, Tensor a, Tensor b, Tensor adden
                 }
 }
 
-static void ref_matmul_symmetric(Backend *be, Tensor out, Tensor a, Tensor addend, MatmulScale s) {
+void ref_matmul_symmetric(Backend *be, Tensor out, Tensor a, Tensor addend, MatmulScale s) {
     ref_matmul(be, out, a, tensor_transpose(a), addend, s);
 }
 
-static void ref_linear(Backend *be, Tensor out, Tensor x, Tensor w, Tensor bias, Tensor addend) {
-    (void)be;
+void ref_linear(Backend *be, Tensor out, Tensor x, Tensor w, Tensor bias, Tensor addend) {
     for (int64_t n = 0; n < out.shape[0]; n++)
         for (int64_t o = 0; o < out.shape[1]; o++) {
             double sum = tensor_present(bias) ? get1(bias, o) : 0;
@@ -31,8 +29,7 @@ static void ref_linear(Backend *be, Tensor out, Tensor x, Tensor w, Tensor bias,
         }
 }
 
-static void ref_linear_grad_input(Backend *be, Tensor dx, Tensor dout, Tensor w) {
-    (void)be;
+void ref_linear_grad_input(Backend *be, Tensor dx, Tensor dout, Tensor w) {
     for (int64_t n = 0; n < dx.shape[0]; n++)
         for (int64_t i = 0; i < dx.shape[1]; i++) {
             double sum = 0;
@@ -41,8 +38,7 @@ static void ref_linear_grad_input(Backend *be, Tensor dx, Tensor dout, Tensor w)
         }
 }
 
-static void ref_linear_grad_weight(Backend *be, Tensor dw, Tensor dbias, Tensor dout, Tensor x, GradientMode mode) {
-    (void)be;
+void ref_linear_grad_weight(Backend *be, Tensor dw, Tensor dbias, Tensor dout, Tensor x, GradientMode mode) {
     bool add = mode == GRADIENT_ADD;
     for (int64_t o = 0; o < dw.shape[0]; o++) {
         for (int64_t i = 0; i < dw.shape[1]; i++) {
@@ -54,12 +50,4 @@ static void ref_linear_grad_weight(Backend *be, Tensor dw, Tensor dbias, Tensor 
         for (int64_t n = 0; n < x.shape[0]; n++) sum += get2(dout, n, o);
         if (tensor_present(dbias)) set1(dbias, o, (add ? get1(dbias, o) : 0) + sum);
     }
-}
-
-void ref_fill_linear(BackendOps *ops) {
-    ops->matmul = ref_matmul;
-    ops->matmul_symmetric = ref_matmul_symmetric;
-    ops->linear = ref_linear;
-    ops->linear_grad_input = ref_linear_grad_input;
-    ops->linear_grad_weight = ref_linear_grad_weight;
 }

@@ -7,9 +7,7 @@
 
 #include "ref/ref.h"
 
-static void ref_layernorm(Backend *be, Tensor out, Tensor mean, Tensor rstd, Tensor x, Tensor w, Tensor bias,
-                          float eps) {
-    (void)be;
+void ref_layernorm(Backend *be, Tensor out, Tensor mean, Tensor rstd, Tensor x, Tensor w, Tensor bias, float eps) {
     int64_t C = x.shape[1];
     for (int64_t n = 0; n < x.shape[0]; n++) {
         double m = 0, var = 0;
@@ -39,9 +37,8 @@ static void layernorm_grad_input(Tensor dx, Tensor dout, Tensor x, Tensor w, int
     }
 }
 
-static void ref_layernorm_grad(Backend *be, Tensor dx, Tensor dw, Tensor dbias, Tensor dout, Tensor x, Tensor mean,
-                               Tensor rstd, Tensor w) {
-    (void)be;
+void ref_layernorm_grad(Backend *be, Tensor dx, Tensor dw, Tensor dbias, Tensor dout, Tensor x, Tensor mean,
+                        Tensor rstd, Tensor w) {
     int64_t N = x.shape[0], C = x.shape[1];
     for (int64_t n = 0; n < N; n++) layernorm_grad_input(dx, dout, x, w, n, get1(mean, n), get1(rstd, n));
     for (int64_t c = 0; c < C; c++) {
@@ -56,8 +53,7 @@ static void ref_layernorm_grad(Backend *be, Tensor dx, Tensor dw, Tensor dbias, 
 }
 
 /* Padded to 4 dimensions, (N,C) and (N,H,C) are both (1,n,h,C), and rstd is (1,1,n,h): one loop serves both forms. */
-static void ref_rmsnorm(Backend *be, Tensor out, Tensor rstd, Tensor x, Tensor w, float eps) {
-    (void)be;
+void ref_rmsnorm(Backend *be, Tensor out, Tensor rstd, Tensor x, Tensor w, float eps) {
     int64_t C = w.shape[0];
     out = tensor_pad_4d(out), rstd = tensor_pad_4d(rstd), x = tensor_pad_4d(x);
     for (int64_t n = 0; n < x.shape[1]; n++)
@@ -70,8 +66,7 @@ static void ref_rmsnorm(Backend *be, Tensor out, Tensor rstd, Tensor x, Tensor w
         }
 }
 
-static void ref_rmsnorm_grad(Backend *be, Tensor dx, Tensor dw, Tensor dout, Tensor x, Tensor rstd, Tensor w) {
-    (void)be;
+void ref_rmsnorm_grad(Backend *be, Tensor dx, Tensor dw, Tensor dout, Tensor x, Tensor rstd, Tensor w) {
     int64_t C = w.shape[0];
     dx = tensor_pad_4d(dx), dout = tensor_pad_4d(dout), x = tensor_pad_4d(x), rstd = tensor_pad_4d(rstd);
     for (int64_t n = 0; n < x.shape[1]; n++)
@@ -93,8 +88,7 @@ static void ref_rmsnorm_grad(Backend *be, Tensor dx, Tensor dw, Tensor dout, Ten
     }
 }
 
-static void ref_max_norm(Backend *be, Tensor max, Tensor x) {
-    (void)be;
+void ref_max_norm(Backend *be, Tensor max, Tensor x) {
     double largest = get1(max, 0);
     for (int64_t n = 0; n < x.shape[0]; n++) {
         double square = 0;
@@ -103,12 +97,4 @@ static void ref_max_norm(Backend *be, Tensor max, Tensor x) {
         if (norm > largest || isnan(norm)) largest = norm;
     }
     set1(max, 0, largest);
-}
-
-void ref_fill_norm(BackendOps *ops) {
-    ops->layernorm = ref_layernorm;
-    ops->layernorm_grad = ref_layernorm_grad;
-    ops->rmsnorm = ref_rmsnorm;
-    ops->rmsnorm_grad = ref_rmsnorm_grad;
-    ops->max_norm = ref_max_norm;
 }

@@ -14,8 +14,7 @@ static bool decays(double w, double update) {
     return update * w >= 0;
 }
 
-static void ref_adamw(Backend *be, Tensor w, Tensor w_copy, Tensor m, Tensor v, Tensor g, AdamwStep s) {
-    (void)be;
+void ref_adamw(Backend *be, Tensor w, Tensor w_copy, Tensor m, Tensor v, Tensor g, AdamwStep s) {
     double beta1 = (double)s.beta1, beta2 = (double)s.beta2, lr = (double)s.lr;
     for (int64_t i = 0; i < tensor_numel(w); i++) {
         double grad = (double)s.grad_scale * get_flat(g, i);
@@ -30,8 +29,7 @@ static void ref_adamw(Backend *be, Tensor w, Tensor w_copy, Tensor m, Tensor v, 
     }
 }
 
-static void ref_momentum(Backend *be, Tensor u, Tensor m, Tensor g, MomentumStep s) {
-    (void)be;
+void ref_momentum(Backend *be, Tensor u, Tensor m, Tensor g, MomentumStep s) {
     for (int64_t i = 0; i < tensor_numel(m); i++) {
         double grad = (double)s.grad_scale * get_flat(g, i), old = get_flat(m, i);
         double update = (double)s.old * old + (double)s.fresh * grad;
@@ -52,8 +50,7 @@ static void adapt_row(Tensor out, Tensor v, Tensor x, AdaptStep s) {
     for (int64_t j = 0; j < m; j++) set1(out, j, get1(x, j) / (sqrt(get1(v, count == m ? j : 0)) + (double)s.eps));
 }
 
-static void ref_adapt(Backend *be, Tensor out, Tensor v, Tensor x, AdaptStep s) {
-    (void)be;
+void ref_adapt(Backend *be, Tensor out, Tensor v, Tensor x, AdaptStep s) {
     out = tensor_pad_4d(out), v = tensor_pad_4d(v), x = tensor_pad_4d(x);
     for (int64_t p = 0; p < x.shape[0]; p++)
         for (int64_t q = 0; q < x.shape[1]; q++)
@@ -70,26 +67,16 @@ static void normalize_matrix(Tensor out, Tensor x, double eps) {
     for (int64_t i = 0; i < tensor_numel(x); i++) set_flat(out, i, get_flat(x, i) / divisor);
 }
 
-static void ref_normalize(Backend *be, Tensor out, Tensor x, float eps) {
-    (void)be;
+void ref_normalize(Backend *be, Tensor out, Tensor x, float eps) {
     out = tensor_pad_4d(out), x = tensor_pad_4d(x);
     for (int64_t p = 0; p < x.shape[0]; p++)
         for (int64_t q = 0; q < x.shape[1]; q++)
             normalize_matrix(tensor_index(tensor_index(out, p), q), tensor_index(tensor_index(x, p), q), (double)eps);
 }
 
-static void ref_apply_update(Backend *be, Tensor w, Tensor w_copy, Tensor update, UpdateStep s) {
-    (void)be;
+void ref_apply_update(Backend *be, Tensor w, Tensor w_copy, Tensor update, UpdateStep s) {
     for (int64_t i = 0; i < tensor_numel(w); i++) {
         double keep = s.cautious && !decays(get_flat(w, i), get_flat(update, i)) ? 1 : (double)s.keep;
         set_weight(w, w_copy, i, keep * get_flat(w, i) - (double)s.step * get_flat(update, i));
     }
-}
-
-void ref_fill_optimizer(BackendOps *ops) {
-    ops->adamw = ref_adamw;
-    ops->momentum = ref_momentum;
-    ops->adapt = ref_adapt;
-    ops->normalize = ref_normalize;
-    ops->apply_update = ref_apply_update;
 }

@@ -14,76 +14,54 @@
 #include "ops/backend.h"
 
 static inline double ref_load(Tensor t, int64_t offset) {
-    switch (t.dtype) {
-    case DTYPE_F32:
-        return (double)((const float *)t.data)[offset];
-    case DTYPE_BF16:
-        return (double)bf16_to_f32(((const bf16 *)t.data)[offset]);
-    default:
-        return ((const int32_t *)t.data)[offset];
-    }
+    if (t.dtype == DTYPE_F32) return (double)((const float *)t.data)[offset];
+    if (t.dtype == DTYPE_BF16) return (double)bf16_to_f32(((const bf16 *)t.data)[offset]);
+    return ((const int32_t *)t.data)[offset];
 }
 
 static inline void ref_store(Tensor t, int64_t offset, double value) {
-    switch (t.dtype) {
-    case DTYPE_F32:
+    if (t.dtype == DTYPE_F32)
         ((float *)t.data)[offset] = (float)value;
-        break;
-    case DTYPE_BF16:
+    else if (t.dtype == DTYPE_BF16)
         ((bf16 *)t.data)[offset] = bf16_from_f32((float)value);
-        break;
-    default:
+    else
         ((int32_t *)t.data)[offset] = (int32_t)value;
-    }
 }
 
-static inline int64_t at1(Tensor t, int64_t i) {
-    return i * t.stride[0];
-}
-static inline int64_t at2(Tensor t, int64_t i, int64_t j) {
-    return i * t.stride[0] + j * t.stride[1];
-}
-static inline int64_t at3(Tensor t, int64_t i, int64_t j, int64_t k) {
-    return i * t.stride[0] + j * t.stride[1] + k * t.stride[2];
-}
-static inline int64_t at4(Tensor t, int64_t i, int64_t j, int64_t k, int64_t l) {
-    return i * t.stride[0] + j * t.stride[1] + k * t.stride[2] + l * t.stride[3];
-}
-
-static inline double get1(Tensor t, int64_t i) {
-    return ref_load(t, at1(t, i));
-}
-static inline double get2(Tensor t, int64_t i, int64_t j) {
-    return ref_load(t, at2(t, i, j));
+static inline double get4(Tensor t, int64_t i, int64_t j, int64_t k, int64_t l) {
+    return ref_load(t, i * t.stride[0] + j * t.stride[1] + k * t.stride[2] + l * t.stride[3]);
 }
 static inline double get3(Tensor t, int64_t i, int64_t j, int64_t k) {
-    return ref_load(t, at3(t, i, j, k));
+    return get4(t, i, j, k, 0);
 }
-static inline double get4(Tensor t, int64_t i, int64_t j, int64_t k, int64_t l) {
-    return ref_load(t, at4(t, i, j, k, l));
+static inline double get2(Tensor t, int64_t i, int64_t j) {
+    return get4(t, i, j, 0, 0);
+}
+static inline double get1(Tensor t, int64_t i) {
+    return get4(t, i, 0, 0, 0);
 }
 
-static inline void set1(Tensor t, int64_t i, double value) {
-    ref_store(t, at1(t, i), value);
-}
-static inline void set2(Tensor t, int64_t i, int64_t j, double value) {
-    ref_store(t, at2(t, i, j), value);
+static inline void set4(Tensor t, int64_t i, int64_t j, int64_t k, int64_t l, double value) {
+    ref_store(t, i * t.stride[0] + j * t.stride[1] + k * t.stride[2] + l * t.stride[3], value);
 }
 static inline void set3(Tensor t, int64_t i, int64_t j, int64_t k, double value) {
-    ref_store(t, at3(t, i, j, k), value);
+    set4(t, i, j, k, 0, value);
 }
-static inline void set4(Tensor t, int64_t i, int64_t j, int64_t k, int64_t l, double value) {
-    ref_store(t, at4(t, i, j, k, l), value);
+static inline void set2(Tensor t, int64_t i, int64_t j, double value) {
+    set4(t, i, j, 0, 0, value);
+}
+static inline void set1(Tensor t, int64_t i, double value) {
+    set4(t, i, 0, 0, 0, value);
 }
 
-static inline void add1(Tensor t, int64_t i, double value) {
-    set1(t, i, get1(t, i) + value);
-}
-static inline void add2(Tensor t, int64_t i, int64_t j, double value) {
-    set2(t, i, j, get2(t, i, j) + value);
-}
 static inline void add4(Tensor t, int64_t i, int64_t j, int64_t k, int64_t l, double value) {
     set4(t, i, j, k, l, get4(t, i, j, k, l) + value);
+}
+static inline void add2(Tensor t, int64_t i, int64_t j, double value) {
+    add4(t, i, j, 0, 0, value);
+}
+static inline void add1(Tensor t, int64_t i, double value) {
+    add4(t, i, 0, 0, 0, value);
 }
 
 static inline int64_t at_flat(Tensor t, int64_t i) {
@@ -101,9 +79,8 @@ static inline void set_flat(Tensor t, int64_t i, double value) {
     ref_store(t, at_flat(t, i), value);
 }
 
-/* Families of ops, a file each, with ref_fill_<family> at its end. */
-#define REF_FAMILIES(X) X(elementwise) X(linear) X(norm) X(embedding) X(attention) X(loss) X(optimizer)
-
-#define X(family) void ref_fill_##family(BackendOps *ops);
-REF_FAMILIES(X)
+/* The ops, ref_fill to ref_apply_update: each has its wrapper's type. */
+#define X(ID, slot, need) __typeof__(op_##slot) ref_##slot;
+PLAIN_OP_LIST(X)
 #undef X
+#pragma GCC diagnostic ignored "-Wunused-parameter" /* a slot's type is given: not every op looks at its backend */

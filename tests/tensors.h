@@ -47,5 +47,6 @@ void test_fill(Backend *be, Tensor t, double value);
 double test_get(Backend *be, Tensor t, int64_t i); /* the i-th element in row-major order */
 void test_set(Backend *be, Tensor t, int64_t i, double value);
 
+bool same_shape(Tensor a, Tensor b);
 void assert_tensors_close(const char *what, Backend *got_be, Tensor got, Backend *expected_be, Tensor expected,
                           Tolerance tolerance);

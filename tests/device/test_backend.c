@@ -87,7 +87,7 @@ static void memory_that_cannot_be_had_is_named_with_its_purpose_and_size(void **
     test_open(&be, "ref", "fp32");
     be.ops.alloc = no_memory;
     void *memory = &be;
-    assert_fails(backend_alloc(&be, &memory, 12345, "activations"), STATUS_OUT_OF_MEMORY,
+    assert_fails(backend_alloc(&be, &memory, 12345, "activations", NULL), STATUS_OUT_OF_MEMORY,
                  "activations needs 12345 bytes");
     assert_null(memory);
     test_close(&be);
@@ -104,14 +104,14 @@ static void out_of_memory_tells_what_is_free_and_planned_and_which_option_lowers
     test_open(&be, "ref", "fp32");
     be.ops.alloc = no_memory;
     void *memory;
-    assert_non_null(strstr(backend_alloc(&be, &memory, 1 << 30, "weights").message, " GiB is free")); /* of the host */
+    assert_non_null(
+        strstr(backend_alloc(&be, &memory, 1 << 30, "weights", NULL).message, " GiB is free")); /* of the host */
     be.ops.free_bytes = little_is_free;
     be.planned_bytes = (int64_t)3 << 30;
-    assert_fails(backend_alloc_for(&be, &memory, 1 << 30, "spectra", "set probe.spectrum_every=0"),
-                 STATUS_OUT_OF_MEMORY,
+    assert_fails(backend_alloc(&be, &memory, 1 << 30, "spectra", "set probe.spectrum_every=0"), STATUS_OUT_OF_MEMORY,
                  "spectra needs 1.00 GiB of 3.00 GiB that the run plans in all, and 5.00 MiB is free; set "
                  "probe.spectrum_every=0 (--dry-run shows the plan)");
-    assert_non_null(strstr(backend_alloc(&be, &memory, 1, "the triad").message, "lower train.micro_batch"));
+    assert_non_null(strstr(backend_alloc(&be, &memory, 1, "the triad", NULL).message, "lower train.micro_batch"));
     test_close(&be);
 }
 

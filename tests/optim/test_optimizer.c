@@ -655,7 +655,7 @@ static void note_update(void *context, const UpdateEvent *e) {
     ParamTable *p = &toy->params;
     int64_t start = (float *)e->weights.data - (float *)p->master.data;
     assert_true(params_is_hidden_matrix(&p->kinds[e->route->kind]));
-    assert_true(tensor_same_shape(e->weights, e->momentum) && tensor_same_shape(e->weights, e->gradient));
+    assert_true(same_shape(e->weights, e->momentum) && same_shape(e->weights, e->gradient));
     assert_ptr_equal(e->gradient.data, (float *)p->grad.data + start);
     if (e->moment == UPDATE_COMES) {
         assert_false(tensor_present(e->update));
@@ -666,7 +666,7 @@ static void note_update(void *context, const UpdateEvent *e) {
         o->announced += tensor_numel(e->weights);
         return;
     }
-    assert_true(tensor_same_shape(e->momentum, e->update) && e->momentum.data == e->route->state[0].data);
+    assert_true(same_shape(e->momentum, e->update) && e->momentum.data == e->route->state[0].data);
     o->elements += tensor_numel(e->update);
     if (e->route->optimizer == OPTIMIZER_ADAMW) check_adamw_update(toy, e);
     assert_close("keep", &e->keep, &(double){1 - o->lr * toy->config.weight_decay}, 1, (Tolerance){.absolute = 1e-9});
