@@ -63,8 +63,8 @@ Status cpu_backend_open(Backend *be, BackendRequest request) {
     snprintf(be->description, sizeof be->description, "%s, %d thread%s", library, be->threads,
              be->threads == 1 ? "" : "s");
 
-#define X(slot) be->ops.slot = cpu_##slot;
-    CPU_OP_LIST(X)
+#define X(ID, slot, need) be->ops.slot = cpu_##slot;
+    PLAIN_OP_LIST(X)
 #undef X
     be->ops.alloc = alloc;
     be->ops.scratch_bytes = scratch_bytes;

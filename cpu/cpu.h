@@ -19,19 +19,9 @@
 
 #include "ops/backend.h"
 
-/* Ops that do not stay as ref has them: cpu_fill, cpu_copy, ..., each of its wrapper's type. */
-/* clang-format off */
-#define CPU_OP_LIST(X)                                                                                                 \
-    X(fill) X(copy) X(scale) X(sum_heads) X(gelu) X(gelu_grad) X(swiglu) X(swiglu_grad)                                \
-    X(matmul) X(matmul_symmetric) X(linear) X(linear_grad_input) X(linear_grad_weight)                                 \
-    X(layernorm) X(layernorm_grad) X(rmsnorm) X(rmsnorm_grad) X(max_norm)                                              \
-    X(embed) X(embed_grad) X(rope) X(rope_grad)                                                                        \
-    X(attention) X(attention_grad) X(logit_census)                                                                     \
-    X(cross_entropy) X(cross_entropy_grad) X(sum) X(sum_squares)                                                       \
-    X(adamw) X(momentum) X(adapt) X(normalize) X(apply_update)
-/* clang-format on */
-#define X(slot) __typeof__(op_##slot) cpu_##slot;
-CPU_OP_LIST(X)
+/* cpu_fill, cpu_copy, ..., each of its wrapper's type. */
+#define X(ID, slot, need) __typeof__(op_##slot) cpu_##slot;
+PLAIN_OP_LIST(X)
 #undef X
 #pragma GCC diagnostic ignored "-Wunused-parameter" /* a slot's type is given: not every op looks at its backend */
 
