@@ -75,6 +75,9 @@ static Status time_probe(Session *s, ProbeId which, double *seconds) {
 
 /* All of them, each at its interval, over a step; what is kept up in every step is part of it. */
 static Status measure_probes(Bench *b, Session *s, double step_seconds) {
+#define X(ID, name, every, help) "ms " #name,
+    static const char *const titles[PROBE_COUNT] = {PROBE_LIST(X)};
+#undef X
     Result r = {.row = b->row, .name = "probes", .of = "run time", .spread = nan(""), .goal = {AT_MOST, .03}};
     double always = 0, total = 0;
     int used = 0;
@@ -87,7 +90,7 @@ static Status measure_probes(Bench *b, Session *s, double step_seconds) {
         if (every == 0) continue;
         status = time_probe(s, (ProbeId)which, &seconds);
         total += (seconds - always) / (double)every;
-        if (used < INFO_MAX) r.info[used++] = (Info){probe_name((ProbeId)which), 1e3 * (seconds - always)};
+        if (used < INFO_MAX) r.info[used++] = (Info){titles[which], 1e3 * (seconds - always)};
     }
     r.ratio = total / step_seconds;
     if (!status.code) table_add(&b->table, r);

@@ -158,6 +158,7 @@ static bool any_is_due(const ProbeSet *set) {
 void probes_force(ProbeSet *set, ProbeId only) {
     set->forced = true;
     set->only = only;
+    for (int id = 0; id < PROBE_COUNT; id++) set->due[id] = false; /* until the next step begins */
 }
 
 void probes_begin(ProbeSet *set, int64_t step, int64_t first_sample) {
