@@ -75,12 +75,11 @@ Status device_open(Backend *be, BackendRequest request, char *note, int64_t size
     bool automatic = !strcmp(request.device, "auto");
     const Implementation *implementation = find_implementation(request.device);
     if (!automatic && !implementation)
-        return status_error(STATUS_BAD_INPUT, "device \"%s\" is unknown; use auto, cuda, cpu or ref", request.device);
+        return BAD_INPUT("device \"%s\" is unknown; use auto, cuda, cpu or ref", request.device);
     const char *precision = request.precision;
     if (strcmp(precision, "auto") && strcmp(precision, "fp32") && strcmp(precision, "bf16"))
-        return status_error(STATUS_BAD_INPUT, "precision \"%s\" is unknown; use auto, fp32 or bf16", precision);
-    if (request.threads < 0)
-        return status_error(STATUS_BAD_INPUT, "threads is %d; use 0 for all cores, or a count", request.threads);
+        return BAD_INPUT("precision \"%s\" is unknown; use auto, fp32 or bf16", precision);
+    if (request.threads < 0) return BAD_INPUT("threads is %d; use 0 for all cores, or a count", request.threads);
 
     if (request.threads == 0) request.threads = usable_cpus();
     return automatic ? open_fastest(be, request, note, size) : open_named(be, implementation, request);

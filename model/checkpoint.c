@@ -43,7 +43,7 @@ static Status list_optimizer(TensorList *list, const ParamTable *params, const N
 
 static Status write_config(const char *path, const Gpt *gpt, FileSum *sum) {
     char *text = huggingface_config(&gpt->config);
-    if (!text) return status_error(STATUS_OUT_OF_MEMORY, "%s: no memory to write it", path);
+    if (!text) return NO_MEMORY("%s: no memory to write it", path);
     int64_t size = (int64_t)strlen(text);
     *sum = (FileSum){.size = size, .hash = file_hash(FILE_HASH_START, text, size)};
     Status status = file_write(path, text, size);
@@ -91,7 +91,7 @@ Status checkpoint_save(const char *dir, const Gpt *gpt, const CheckpointState *s
     TensorList model = {0}, moments = {0};
     Status status;
     if (snprintf(temporary, sizeof temporary, "%s.tmp", dir) >= (int)sizeof temporary)
-        return status_error(STATUS_BAD_INPUT, "%s: the path is too long", dir);
+        return BAD_INPUT("%s: the path is too long", dir);
     if (FAILED(status, list_model(&model, gpt))) goto done;
     if (FAILED(status, list_optimizer(&moments, &gpt->params, optimizer, optimizer_count))) goto done;
     if (FAILED(status, folder_remove(temporary))) goto done;

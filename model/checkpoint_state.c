@@ -79,7 +79,7 @@ Status checkpoint_state_write(const char *dir, const Gpt *gpt, const CheckpointS
     char *whole = text ? realloc(text, length + CHECKSUM_LINE_SIZE + 1) : NULL;
     if (!whole) {
         free(text);
-        return status_error(STATUS_OUT_OF_MEMORY, "%s: no memory to write it", path);
+        return NO_MEMORY("%s: no memory to write it", path);
     }
     uint64_t hash = file_hash(FILE_HASH_START, whole, (int64_t)length);
     snprintf(whole + length, CHECKSUM_LINE_SIZE + 1, CHECKSUM_LINE, (unsigned long long)hash);
@@ -118,11 +118,11 @@ Status checkpoint_state_read(const char *dir, CheckpointState *state, FileSum *s
     Status status = path_join(path, dir, checkpoint_state_file);
     if (status.code || FAILED(status, file_read(path, STATE_LIMIT, &text, &size))) return status;
     if (!checksum_agrees(text, size)) {
-        status = status_error(STATUS_BAD_INPUT, "%s: the checksum does not match: the file is damaged", path);
+        status = BAD_INPUT("%s: the checksum does not match: the file is damaged", path);
     } else {
         cJSON *json = cJSON_ParseWithLength(text, (size_t)size);
         if (!parse_state(json, state, sums))
-            status = status_error(STATUS_BAD_INPUT, "%s: not a checkpoint's state, or of another version", path);
+            status = BAD_INPUT("%s: not a checkpoint's state, or of another version", path);
         cJSON_Delete(json);
     }
     free(text);
@@ -141,7 +141,7 @@ static Status sum_file(const char *path, FileSum *sum) {
         n = fread(chunk, 1, CHUNK, file);
         sum->hash = file_hash(sum->hash, chunk, (int64_t)n);
     }
-    Status status = !chunk         ? status_error(STATUS_OUT_OF_MEMORY, "%s: no memory to read it", path)
+    Status status = !chunk         ? NO_MEMORY("%s: no memory to read it", path)
                     : ferror(file) ? file_error(path, "read")
                                    : status_ok();
     free(chunk);
@@ -158,10 +158,10 @@ Status checkpoint_verify(const char *dir, CheckpointState *state) {
         if (FAILED(status, path_join(path, dir, checkpoint_files[i]))) break;
         if (FAILED(status, sum_file(path, &found))) break;
         if (found.size != expected[i].size)
-            status = status_error(STATUS_BAD_INPUT, "%s: the file has %lld bytes, not the %lld that were saved", path,
-                                  (long long)found.size, (long long)expected[i].size);
+            status = BAD_INPUT("%s: the file has %lld bytes, not the %lld that were saved", path, (long long)found.size,
+                               (long long)expected[i].size);
         else if (found.hash != expected[i].hash)
-            status = status_error(STATUS_BAD_INPUT, "%s: the checksum does not match: the file is damaged", path);
+            status = BAD_INPUT("%s: the checksum does not match: the file is damaged", path);
     }
     return status;
 }

@@ -104,8 +104,7 @@ Status gpt_plan(Gpt *g, const ModelConfig *config, int64_t micro_batch, Backend 
                .gradients = arena_measure_for("gradients", "lower model.layers or model.width"),
                .activations = arena_measure_for("activations", "lower train.micro_batch or model.context")};
     g->layers = calloc((size_t)g->L, sizeof *g->layers);
-    if (!g->layers)
-        return status_error(STATUS_OUT_OF_MEMORY, "no memory for the tables of %lld layers", (long long)g->L);
+    if (!g->layers) return NO_MEMORY("no memory for the tables of %lld layers", (long long)g->L);
     g->attention->set_sizes(g);
     weights_describe(g);
     params_layout(&g->params, &g->weights, &g->gradients, be->compute_dtype);
@@ -130,7 +129,7 @@ OpLimits gpt_op_limits(const Gpt *g) {
 static Status fill_rope_table(Gpt *g) {
     int64_t half = g->R / 2;
     float *table = calloc((size_t)(g->T * g->R), sizeof *table);
-    if (!table) return status_error(STATUS_OUT_OF_MEMORY, "no memory for the table of rotary angles");
+    if (!table) return NO_MEMORY("no memory for the table of rotary angles");
     for (int64_t t = 0; t < g->T; t++) {
         for (int64_t i = 0; i < half; i++) {
             double angle = (double)t * pow(g->config.rope_theta, -2.0 * (double)i / (double)g->R);

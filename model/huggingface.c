@@ -199,9 +199,8 @@ static Status compare_configs(const cJSON *ours, const cJSON *theirs, const char
         const cJSON *other = cJSON_GetObjectItemCaseSensitive(theirs, key->string);
         if (is_free(key->string) || !other || cJSON_IsNull(other) || cJSON_Compare(key, other, true)) continue;
         char *is = cJSON_PrintUnformatted(key), *was = cJSON_PrintUnformatted(other);
-        Status status = status_error(STATUS_BAD_INPUT,
-                                     "%s: the model there has %s %s, this run's %s; change the model section to match",
-                                     path, key->string, was ? was : "", is ? is : "");
+        Status status = BAD_INPUT("%s: the model there has %s %s, this run's %s; change the model section to match",
+                                  path, key->string, was ? was : "", is ? is : "");
         free(is);
         free(was);
         return status;
@@ -220,9 +219,9 @@ Status huggingface_check_config(const ModelConfig *config, const char *path) {
     theirs = cJSON_ParseWithLength(text, (size_t)size);
     ours = own ? cJSON_Parse(own) : NULL;
     if (!ours)
-        status = status_error(STATUS_OUT_OF_MEMORY, "no memory to compare with %s", path);
+        status = NO_MEMORY("no memory to compare with %s", path);
     else if (!cJSON_IsObject(theirs))
-        status = status_error(STATUS_BAD_INPUT, "%s: not a JSON object", path);
+        status = BAD_INPUT("%s: not a JSON object", path);
     else
         status = compare_configs(ours, theirs, path);
     cJSON_Delete(ours);

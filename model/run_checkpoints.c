@@ -86,8 +86,8 @@ Status checkpoint_find_newest_intact(const char *run_dir, char *dir, FILE *notes
         if (notes) fprintf(notes, "passing over a broken checkpoint: %s\n", broken.message);
     }
     if (!status.code)
-        status = status_error(STATUS_BAD_INPUT, "%s: there is no intact checkpoint under %s/ (broken ones: %lld)",
-                              run_dir, CHECKPOINTS, (long long)list.count);
+        status = BAD_INPUT("%s: there is no intact checkpoint under %s/ (broken ones: %lld)", run_dir, CHECKPOINTS,
+                           (long long)list.count);
 done:
     free_entries(&list);
     return status;
@@ -122,9 +122,8 @@ Status checkpoint_find_weights(const char *from, char *dir) {
         status = path_join(path, from, CHECKPOINTS);
         if (status.code) return status;
         if (file_exists(path)) return checkpoint_find_newest_intact(from, dir, stderr);
-        return status_error(STATUS_BAD_INPUT,
-                            "train.init_from: %s is neither a run nor a checkpoint: it holds neither %s nor %s/", from,
-                            checkpoint_files[FILE_MODEL], CHECKPOINTS);
+        return BAD_INPUT("train.init_from: %s is neither a run nor a checkpoint: it holds neither %s nor %s/", from,
+                         checkpoint_files[FILE_MODEL], CHECKPOINTS);
     }
     snprintf(dir, PATH_SIZE, "%s", from);
     status = path_join(path, from, checkpoint_state_file);

@@ -48,7 +48,7 @@ char *safetensors_describe(const SafetensorsEntry *entry, char *buffer, int64_t 
 /* ---- one entry of the header ------------------------------------------------------------------------------------ */
 
 static Status refuse(const SafetensorsFile *file, const char *tensor, const char *reason) {
-    return status_error(STATUS_BAD_INPUT, "%s: tensor \"%.200s\" %s", file->path, tensor, reason);
+    return BAD_INPUT("%s: tensor \"%.200s\" %s", file->path, tensor, reason);
 }
 
 /* -1: there is none. */
@@ -95,9 +95,8 @@ static Status read_entry(SafetensorsFile *file, const cJSON *item, int64_t data_
         !json_get_count(cJSON_GetArrayItem(offsets, 1), &entry->end) || entry->begin > entry->end)
         return refuse(file, item->string, "has data_offsets that are no pair of integers begin <= end");
     if (entry->end > data_size)
-        return status_error(STATUS_BAD_INPUT,
-                            "%s: tensor \"%.200s\" ends at data byte %lld, but the file holds %lld: it is cut short",
-                            file->path, item->string, (long long)entry->end, (long long)data_size);
+        return BAD_INPUT("%s: tensor \"%.200s\" ends at data byte %lld, but the file holds %lld: it is cut short",
+                         file->path, item->string, (long long)entry->end, (long long)data_size);
     if (!shape_matches_bytes(entry)) return refuse(file, item->string, "has a shape that does not match its bytes");
     return status;
 }
@@ -124,8 +123,8 @@ static Status check_layout(SafetensorsFile *file, int64_t data_size) {
         expected = entry->end;
     }
     if (expected != data_size)
-        return status_error(STATUS_BAD_INPUT, "%s: the tensors end at data byte %lld, but the file goes on to %lld",
-                            file->path, (long long)expected, (long long)data_size);
+        return BAD_INPUT("%s: the tensors end at data byte %lld, but the file goes on to %lld", file->path,
+                         (long long)expected, (long long)data_size);
     return status_ok();
 }
 
@@ -144,12 +143,10 @@ static Status check_metadata(SafetensorsFile *file, const cJSON *header) {
     int seen = 0;
     cJSON_ArrayForEach(item, header) {
         if (strcmp(item->string, METADATA) != 0) continue;
-        if (seen++ || !cJSON_IsObject(item))
-            return status_error(STATUS_BAD_INPUT, "%s: __metadata__ is not one object", file->path);
+        if (seen++ || !cJSON_IsObject(item)) return BAD_INPUT("%s: __metadata__ is not one object", file->path);
         cJSON_ArrayForEach(value, item) {
             if (!cJSON_IsString(value))
-                return status_error(STATUS_BAD_INPUT, "%s: __metadata__ holds \"%.200s\", which is not a string",
-                                    file->path, value->string);
+                return BAD_INPUT("%s: __metadata__ holds \"%.200s\", which is not a string", file->path, value->string);
         }
     }
     return status_ok();
@@ -160,7 +157,7 @@ static Status read_entries(SafetensorsFile *file, const cJSON *header, int64_t d
     file->entries = calloc((size_t)items + 1, sizeof *file->entries);
     file->by_name = calloc((size_t)items + 1, sizeof *file->by_name);
     if (!file->entries || !file->by_name)
-        return status_error(STATUS_OUT_OF_MEMORY, "%s: no memory for %lld tensors", file->path, (long long)items);
+        return NO_MEMORY("%s: no memory for %lld tensors", file->path, (long long)items);
     const cJSON *item;
     Status status = check_metadata(file, header);
     cJSON_ArrayForEach(item, header) {
@@ -182,8 +179,8 @@ static cJSON *parse_header(const SafetensorsFile *file, const char *text, int64_
     int64_t used = end ? end - text : 0;
     while (header && used < length && text[used] == ' ') used++;
     if (cJSON_IsObject(header) && used == length) return header;
-    *status = status_error(STATUS_BAD_INPUT, "%s: the header is not one JSON object; it goes wrong near byte %lld",
-                           file->path, (long long)(PREFIX + used));
+    *status = BAD_INPUT("%s: the header is not one JSON object; it goes wrong near byte %lld", file->path,
+                        (long long)(PREFIX + used));
     cJSON_Delete(header);
     return NULL;
 }
@@ -191,16 +188,13 @@ static cJSON *parse_header(const SafetensorsFile *file, const char *text, int64_
 Status safetensors_parse(SafetensorsFile *file, const char *path, const void *bytes, int64_t size) {
     *file = (SafetensorsFile){.size = size};
     snprintf(file->path, sizeof file->path, "%s", path);
-    if (size < PREFIX)
-        return status_error(STATUS_BAD_INPUT, "%s: %lld bytes are too few for a safetensors file", path,
-                            (long long)size);
+    if (size < PREFIX) return BAD_INPUT("%s: %lld bytes are too few for a safetensors file", path, (long long)size);
     uint64_t length;
     memcpy(&length, bytes, PREFIX);
     length = le64toh(length);
     if (length > (uint64_t)HEADER_LIMIT || length > (uint64_t)(size - PREFIX))
-        return status_error(STATUS_BAD_INPUT,
-                            "%s: the header would have %llu bytes; the file has %lld, and 100 MiB is the limit", path,
-                            (unsigned long long)length, (long long)size);
+        return BAD_INPUT("%s: the header would have %llu bytes; the file has %lld, and 100 MiB is the limit", path,
+                         (unsigned long long)length, (long long)size);
     Status status = status_ok();
     const char *text = (const char *)bytes + PREFIX;
     cJSON *header = parse_header(file, text, (int64_t)length, &status);
@@ -220,7 +214,7 @@ static Status map_file(const char *path, void **map, int64_t *size) {
     if (fstat(fd, &info) < 0) {
         status = file_error(path, "read");
     } else if (!S_ISREG(info.st_mode) || info.st_size < PREFIX) {
-        status = status_error(STATUS_BAD_INPUT, "%s: not a safetensors file: too short, or not a regular file", path);
+        status = BAD_INPUT("%s: not a safetensors file: too short, or not a regular file", path);
     } else {
         *size = info.st_size;
         *map = mmap(NULL, (size_t)*size, PROT_READ, MAP_PRIVATE, fd, 0);
@@ -268,8 +262,8 @@ Status safetensors_read_f32(const SafetensorsFile *file, const SafetensorsEntry 
         return status_ok();
     }
     if (entry->dtype != SAFETENSORS_BF16)
-        return status_error(STATUS_BAD_INPUT, "%s: tensor \"%.200s\" is %s; only F32 and BF16 can be read", file->path,
-                            entry->name, dtypes[entry->dtype].name);
+        return BAD_INPUT("%s: tensor \"%.200s\" is %s; only F32 and BF16 can be read", file->path, entry->name,
+                         dtypes[entry->dtype].name);
     for (int64_t i = 0; i < count; i++) {
         bf16 half;
         memcpy(&half, source + i * (int64_t)sizeof half, sizeof half);
@@ -326,7 +320,7 @@ Status safetensors_writer_open(SafetensorsWriter *w, const char *path, const Saf
                                const SafetensorsMetadata *metadata, int64_t metadata_count) {
     *w = (SafetensorsWriter){.hash = FILE_HASH_START};
     char *text = header_text(entries, count, metadata, metadata_count, &w->remaining);
-    if (!text) return status_error(STATUS_OUT_OF_MEMORY, "%s: no memory for its header", path);
+    if (!text) return NO_MEMORY("%s: no memory for its header", path);
     Status status = file_writer_open(&w->out, path);
     if (!status.code) status = put_header(w, text);
     cJSON_free(text);

@@ -11,7 +11,7 @@
 Status tensor_list_allocate(TensorList *list, int64_t count) {
     *list = (TensorList){.items = calloc((size_t)count + 1, sizeof *list->items), .count = count};
     if (list->items) return status_ok();
-    return status_error(STATUS_OUT_OF_MEMORY, "no memory to name %lld tensors", (long long)count);
+    return NO_MEMORY("no memory to name %lld tensors", (long long)count);
 }
 
 /* ---- tensor by tensor ------------------------------------------------------------------------------------------- */
@@ -42,8 +42,7 @@ static Status staging_create(Staging *staging, TensorList list) {
     const size_t size = sizeof(float);
     *staging = (Staging){.tensor = malloc((size_t)elements * size), .line = malloc((size_t)longest * size)};
     if (staging->tensor && staging->line) return status_ok();
-    return status_error(STATUS_OUT_OF_MEMORY, "no memory to stage tensors: %lld bytes",
-                        (long long)((elements + longest) * (int64_t)size));
+    return NO_MEMORY("no memory to stage tensors: %lld bytes", (long long)((elements + longest) * (int64_t)size));
 }
 
 static void staging_free(Staging *staging) {
@@ -100,7 +99,7 @@ Status tensor_file_write(const char *path, Backend *be, TensorList list, FileSum
     Staging staging = {0};
     Status status = status_ok();
     SafetensorsEntry *entries = calloc((size_t)list.count + 1, sizeof *entries);
-    if (!entries) return status_error(STATUS_OUT_OF_MEMORY, "%s: no memory for its header", path);
+    if (!entries) return NO_MEMORY("%s: no memory for its header", path);
     for (int64_t i = 0; i < list.count; i++) entries[i] = entry_of(&list.items[i]);
     if (FAILED(status, staging_create(&staging, list))) goto done;
     if (FAILED(status, safetensors_writer_open(&w, path, entries, list.count, metadata, 1))) goto done;
@@ -153,21 +152,18 @@ Status tensor_file_check(const SafetensorsFile *file, TensorList list, int64_t o
         SafetensorsEntry expected = entry_of(&list.items[i]);
         const SafetensorsEntry *found = safetensors_find(file, name);
         if (!found)
-            return status_error(STATUS_BAD_INPUT,
-                                "%s: there is no tensor \"%s\"; compare %s with the run's config.json", file->path,
-                                name, keys);
+            return BAD_INPUT("%s: there is no tensor \"%s\"; compare %s with the run's config.json", file->path, name,
+                             keys);
         if (!same_entry(found, &expected))
-            return status_error(STATUS_BAD_INPUT,
-                                "%s: tensor \"%s\" is %s, but this run needs %s; compare %s with the run's config.json",
-                                file->path, name, safetensors_describe(found, found_text, sizeof found_text),
-                                safetensors_describe(&expected, expected_text, sizeof expected_text), keys);
+            return BAD_INPUT("%s: tensor \"%s\" is %s, but this run needs %s; compare %s with the run's config.json",
+                             file->path, name, safetensors_describe(found, found_text, sizeof found_text),
+                             safetensors_describe(&expected, expected_text, sizeof expected_text), keys);
     }
     int64_t file_count = file->count - others, list_count = 0;
     for (int64_t i = 0; i < list.count; i++) list_count += list.items[i].optional ? 0 : 1;
     if (file_count != list_count)
-        return status_error(STATUS_BAD_INPUT,
-                            "%s: there are %lld tensors, but this run has %lld; compare %s with the run's config.json",
-                            file->path, (long long)file_count, (long long)list_count, keys);
+        return BAD_INPUT("%s: there are %lld tensors, but this run has %lld; compare %s with the run's config.json",
+                         file->path, (long long)file_count, (long long)list_count, keys);
     return status_ok();
 }
 

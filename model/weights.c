@@ -130,7 +130,7 @@ Status gpt_init_weights(Gpt *g, int64_t seed, int64_t mup_base_width) {
     for (int p = 0; p < params->param_count; p++)
         largest = larger(largest, params->params[p].rows * params->params[p].columns);
     float *host = malloc((size_t)largest * sizeof *host);
-    if (!host) return status_error(STATUS_OUT_OF_MEMORY, "no memory for %lld initial weights", (long long)largest);
+    if (!host) return NO_MEMORY("no memory for %lld initial weights", (long long)largest);
 
     const double r = mup_base_width > 0 ? (double)mup_base_width / (double)g->C : 1, std = g->config.init_std;
     const double hidden_std = std * sqrt(r);

@@ -25,8 +25,7 @@ Status fit_parse_shapes(FitRequest *request, const char *text) {
         long long rows = strtoll(at, &end, 10), columns = *end == 'x' ? strtoll(end + 1, &end, 10) : 0;
         bool good = rows > 0 && columns > 0 && rows <= SIDE_MAX && columns <= SIDE_MAX && (*end == ',' || !*end);
         if (!good || request->shape_count == FIT_SHAPES_MAX)
-            return status_error(
-                STATUS_BAD_INPUT,
+            return BAD_INPUT(
                 "--shapes %s: expected at most %d shapes such as 512x512,512x2048, with sides from 1 to %d", text,
                 FIT_SHAPES_MAX, SIDE_MAX);
         request->shapes[request->shape_count][0] = rows;
@@ -51,8 +50,8 @@ static Status sample_matrix(double *sigma, int64_t rows, int64_t columns, uint64
     for (int64_t i = 0; i < smaller(rows, columns); i++) sigma[i] /= sqrt(square_sum);
     return status_ok();
 no_memory:
-    return status_error(STATUS_OUT_OF_MEMORY, "no memory for the singular values of a matrix of %lld x %lld",
-                        (long long)rows, (long long)columns);
+    return NO_MEMORY("no memory for the singular values of a matrix of %lld x %lld", (long long)rows,
+                     (long long)columns);
 }
 
 static Status sample_spectra(Samples *samples, const FitRequest *request) {
@@ -61,8 +60,7 @@ static Status sample_spectra(Samples *samples, const FitRequest *request) {
     for (int i = 0; i < request->shape_count; i++)
         samples->count += request->samples * smaller(request->shapes[i][0], request->shapes[i][1]);
     samples->sigma = malloc((size_t)samples->count * sizeof *samples->sigma);
-    if (!samples->sigma)
-        return status_error(STATUS_OUT_OF_MEMORY, "no memory for %lld singular values", (long long)samples->count);
+    if (!samples->sigma) return NO_MEMORY("no memory for %lld singular values", (long long)samples->count);
     double *next = samples->sigma;
     for (int i = 0; i < request->shape_count; i++)
         for (int64_t k = 0; k < request->samples; k++) {

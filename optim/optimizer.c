@@ -91,10 +91,9 @@ static Status check_rates(const OptimizerConfig *config) {
     for (int kind = 0; kind < OPTIMIZER_COUNT; kind++) {
         const OptimizerRow *row = optimizer_row((OptimizerKind)kind);
         if (config->lr > 0 || !row->own_lr || row->own_lr(config) <= 0) continue;
-        return status_error(STATUS_BAD_INPUT,
-                            "optimizer.%s.lr is %g but optimizer.lr, to which it keeps its proportion over the "
-                            "schedule, is 0; give optimizer.lr a value",
-                            optimizer_name((OptimizerKind)kind), row->own_lr(config));
+        return BAD_INPUT("optimizer.%s.lr is %g but optimizer.lr, to which it keeps its proportion over the "
+                         "schedule, is 0; give optimizer.lr a value",
+                         optimizer_name((OptimizerKind)kind), row->own_lr(config));
     }
     return status_ok();
 }

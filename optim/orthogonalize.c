@@ -37,9 +37,8 @@
 
 static Status unknown_set(const char *name) {
     char names[LINE_SIZE];
-    return status_error(STATUS_BAD_INPUT,
-                        "optimizer.muon.coefficients: unknown set \"%s\"; use one of %s, or a list of [a, b, c]", name,
-                        option_join_choices(option_find("optimizer.muon.coefficients"), names));
+    return BAD_INPUT("optimizer.muon.coefficients: unknown set \"%s\"; use one of %s, or a list of [a, b, c]", name,
+                     option_join_choices(option_find("optimizer.muon.coefficients"), names));
 }
 
 static const double *triple_of(const Orthogonalizer *o, int iteration) {

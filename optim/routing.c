@@ -44,21 +44,19 @@ static Status check_override(const ParamTable *params, const RouteOverride *over
             if (!matches(params, override, kind, layer)) continue;
             matched = true;
             if (!optimizer_row(override->optimizer)->matrices_only || !is_vector(params, kind)) continue;
-            return status_error(STATUS_BAD_INPUT,
-                                "optimizer.overrides.%s sends %s to %s, which takes matrices only; blocks are: %s",
-                                override->pattern, params->kinds[kind].name, optimizer_name(override->optimizer),
-                                list_blocks(params, blocks, sizeof blocks));
+            return BAD_INPUT("optimizer.overrides.%s sends %s to %s, which takes matrices only; blocks are: %s",
+                             override->pattern, params->kinds[kind].name, optimizer_name(override->optimizer),
+                             list_blocks(params, blocks, sizeof blocks));
         }
     if (matched) return status_ok();
-    return status_error(STATUS_BAD_INPUT, "optimizer.overrides.%s matches no block; blocks are: %s", override->pattern,
-                        list_blocks(params, blocks, sizeof blocks));
+    return BAD_INPUT("optimizer.overrides.%s matches no block; blocks are: %s", override->pattern,
+                     list_blocks(params, blocks, sizeof blocks));
 }
 
 static Status check_per_head(const ParamTable *params, const char *name) {
     int kind = params_find_kind(params, name);
     if (kind >= 0 && params_splits_into_heads(&params->kinds[kind])) return status_ok();
-    return status_error(STATUS_BAD_INPUT, "optimizer.muon.per_head: \"%s\" does not split into heads; use q, k, v, o",
-                        name);
+    return BAD_INPUT("optimizer.muon.per_head: \"%s\" does not split into heads; use q, k, v, o", name);
 }
 
 static Status check_options(const Optimizer *opt) {
@@ -111,8 +109,7 @@ Status routes_build(Optimizer *opt) {
     int64_t most = 0;
     for (int kind = 0; kind < params->kind_count; kind++) most += params->kinds[kind].layers;
     Route *table = calloc((size_t)most, sizeof *table);
-    if (!table)
-        return status_error(STATUS_OUT_OF_MEMORY, "out of memory for a routing table of %lld rows", (long long)most);
+    if (!table) return NO_MEMORY("out of memory for a routing table of %lld rows", (long long)most);
 
     int used = 0;
     for (int kind = 0; kind < params->kind_count; kind++)

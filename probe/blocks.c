@@ -56,7 +56,7 @@ static void plan(WatchedBlocks *b, const ProbeConfig *config) {
 
 Status blocks_plan(WatchedBlocks **out, const ParamTable *params, const ProbeConfig *config, Backend *be) {
     WatchedBlocks *b = calloc(1, sizeof *b);
-    if (!b) return status_error(STATUS_OUT_OF_MEMORY, "no memory for the probes of blocks");
+    if (!b) return NO_MEMORY("no memory for the probes of blocks");
     b->params = params;
     b->be = be;
     b->top = config->collision_top;

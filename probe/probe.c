@@ -76,8 +76,7 @@ Status probes_plan(ProbeSet *set) {
     for (int id = 0; id < PROBE_COUNT && !status.code; id++) {
         if (!is_wanted(set, (ProbeId)id)) continue;
         set->states[id] = calloc(1, probes[id]->size);
-        if (!set->states[id])
-            return status_error(STATUS_OUT_OF_MEMORY, "no memory for the probe %s; %s", names[id], remedies[id]);
+        if (!set->states[id]) return NO_MEMORY("no memory for the probe %s; %s", names[id], remedies[id]);
         set->memory[id] = measure_memory(names[id], remedies[id]);
         if (probes[id]->plan) status = probes[id]->plan(set->states[id], set);
         if (!status.code) lay_out(set, id);
