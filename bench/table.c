@@ -150,7 +150,7 @@ Status table_check_ratios(const Table *t, const char *path, int *regressions) {
     if (status.code) return status;
     cJSON *list = cJSON_Parse(text);
     free(text);
-    if (!cJSON_IsArray(list)) status = status_error(STATUS_BAD_INPUT, "%s is no JSON list of ratios", path);
+    if (!cJSON_IsArray(list)) status = status_error(STATUS_BAD_INPUT, "%s is not a JSON list of ratios", path);
     const cJSON *entry;
     cJSON_ArrayForEach(entry, list) *regressions += !check_entry(t, entry);
     cJSON_Delete(list);

@@ -52,8 +52,8 @@ Status checkpoint_load(const char *dir, Gpt *gpt, CheckpointState *state, const 
 
 /* The weights alone, for a new run with an optimizer and data of its own. from: a run (its newest intact checkpoint is
  * taken), a checkpoint, or any folder with transformers' config.json and a model.safetensors in F32; files that come
- * with checksums are verified. Refuses another model by the key that differs, before the first weight changes; another
- * context is no other model where positions are rotary. Writes the folder taken into dir (PATH_SIZE). */
+ * with checksums are verified. Refuses another model by the key that differs, before the first weight changes; with
+ * another context it is the same model where positions are rotary. Writes the folder taken into dir (PATH_SIZE). */
 Status checkpoint_load_weights(const char *from, Gpt *gpt, char *dir);
 
 /* After a checkpoint of step `newest` was written: removes what interrupted writing left, and, unless `keep` is 0, all

@@ -64,7 +64,7 @@ static Status read_shape(SafetensorsFile *file, const cJSON *item, const cJSON *
     cJSON_ArrayForEach(dimension, shape) {
         if (entry->ndim == SAFETENSORS_MAX_DIMS) return refuse(file, item->string, "has more than 8 dimensions");
         if (!json_get_count(dimension, &entry->shape[entry->ndim++]))
-            return refuse(file, item->string, "has a dimension that is no integer >= 0");
+            return refuse(file, item->string, "has a dimension that is not an integer >= 0");
     }
     return status_ok();
 }
@@ -93,7 +93,7 @@ static Status read_entry(SafetensorsFile *file, const cJSON *item, int64_t data_
     if (!cJSON_IsArray(offsets) || cJSON_GetArraySize(offsets) != 2 ||
         !json_get_count(cJSON_GetArrayItem(offsets, 0), &entry->begin) ||
         !json_get_count(cJSON_GetArrayItem(offsets, 1), &entry->end) || entry->begin > entry->end)
-        return refuse(file, item->string, "has data_offsets that are no pair of integers begin <= end");
+        return refuse(file, item->string, "has data_offsets that are not a pair of integers begin <= end");
     if (entry->end > data_size)
         return BAD_INPUT("%s: tensor \"%.200s\" ends at data byte %lld, but the file holds %lld: it is cut short",
                          file->path, item->string, (long long)entry->end, (long long)data_size);

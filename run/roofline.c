@@ -15,7 +15,7 @@ Status roofline_predict(Trainer *t, TrainStep *step, Roofline *r) {
     Status status;
     if (FAILED(status, trainer_allocate_evaluation(t))) return status;
     if (FAILED(status, optimizer_allocate(&t->optimizer))) return status;
-    probes_force(&t->probes, PROBE_COUNT); /* what is due now and then is no part of a step */
+    probes_force(&t->probes, PROBE_COUNT); /* what is due now and then is not part of a step */
     if (FAILED(status, probes_allocate(&t->probes))) return status;
     cost_reset(&t->backend); /* copies of the set-up are no part of a step */
     if (FAILED(status, step(t, &report))) return status;

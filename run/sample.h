@@ -6,8 +6,8 @@
 
 typedef struct {
     int64_t length;     /* tokens to generate */
-    double temperature; /* logits are divided by it; 0 takes the likeliest token */
-    int64_t top_k;      /* choose among the k likeliest; 0: among all */
+    double temperature; /* logits are divided by it; 0 takes the most likely token */
+    int64_t top_k;      /* choose among the k most likely; 0: among all */
     int64_t seed;
 } SampleOptions;
 

@@ -71,7 +71,7 @@ static void multiply_layers(Trainer *t, void *logits, int64_t done) {
 
 static double number_of(const cJSON *object, const char *key) {
     const cJSON *item = cJSON_GetObjectItem(object, key);
-    if (!cJSON_IsNumber(item)) fail_msg("%s is no number", key);
+    if (!cJSON_IsNumber(item)) fail_msg("%s is not a number", key);
     return item->valuedouble;
 }
 
